@@ -1,0 +1,157 @@
+"""Every job of the monorepo, each in an environment of its own.
+
+`nox -s demo` runs the main job, `nox -s tests` every test; `nox -l` lists the rest.
+A package is built into a wheel once per state of its sources (build/wheels) and the sessions
+install that wheel, so what is tested is what a user would get.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+CONSTRAINTS = ROOT / "tools" / "constraints.txt"
+WHEELS = ROOT / "build" / "wheels"
+PACKAGES = ("ops", "core", "train", "export", "runtime")
+# What of ours each package stands on, itself last, with the extras its tests need.
+STACK = {
+    "ops": ("ops[torch,test]",),
+    "core": ("ops[torch]", "core[test]"),
+    "train": ("ops[torch]", "core", "runtime", "train[test]"),
+    "export": ("ops[torch]", "core", "runtime", "export[test]"),
+    "runtime": ("ops", "runtime[test]"),
+}
+EVERYTHING = ("ops[torch]", "core", "runtime[test]", "train[test]", "export[test]")
+
+nox.needs_version = ">=2025.2.9"
+nox.options.sessions = ["tests"]
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_external_run = True
+
+
+def native_build_settings() -> dict[str, str]:
+    """Switches of the s4d-ops build: the torch door is demanded, CUDA is built where nvcc is."""
+    settings = {"S4D_TORCH": "ON", "S4D_ORT": "ON"}
+    if "S4D_CUDA_ARCHITECTURES" not in os.environ and os.environ.get("CI"):
+        settings["S4D_CUDA_ARCHITECTURES"] = "90"  # seven architectures take minutes on two cores
+    return settings
+
+
+def source_fingerprint(package: str, settings: dict[str, str]) -> str:
+    """A hash of a package's sources and build switches; a wheel is built anew when it changes."""
+    folder = ROOT / "packages" / f"s4d-{package}"
+    command = ["git", "ls-files", "-co", "--exclude-standard", "--", str(folder)]
+    listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    digest = hashlib.sha256(repr(sorted(settings.items())).encode())
+    for name in sorted(listing.splitlines()):
+        path = ROOT / name
+        if path.is_file() and "/tests/" not in name:
+            digest.update(name.encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def wheel(session: nox.Session, package: str) -> Path:
+    """The wheel of a package in its present state, built if need be."""
+    settings = native_build_settings() if package == "ops" else {}
+    folder = WHEELS / f"{package}-{source_fingerprint(package, settings)}"
+    found = list(folder.glob("*.whl"))
+    if found:
+        return found[0]
+    for stale in WHEELS.glob(f"{package}-*"):
+        shutil.rmtree(stale)
+    source = ROOT / "packages" / f"s4d-{package}"
+    session.run_install(
+        *("python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder)),
+        *("--build-constraint", str(CONSTRAINTS), str(source)),
+        env={**settings, "PIP_CONSTRAINT": str(CONSTRAINTS)},
+    )
+    return next(folder.glob("*.whl"))
+
+
+def install(session: nox.Session, *packages: str, extra: tuple[str, ...] = ()) -> None:
+    """Install our wheels ("core" or "core[test]") and, beside them, what they declare."""
+    wanted = []
+    for package in packages:
+        name, bracket, extras = package.partition("[")
+        wanted.append(f"{wheel(session, name)}{bracket}{extras}")
+    # Ours are reinstalled without their dependencies first: a rebuilt wheel has the same version.
+    ours = [str(item).partition("[")[0] for item in wanted]
+    session.install("--quiet", "--force-reinstall", "--no-deps", *ours)
+    session.install("--quiet", "-c", str(CONSTRAINTS), *wanted, *extra)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """A synthetic drive from pictures to tracked boxes; `-- --data DIR` runs on nuScenes."""
+    install(session, "ops[torch]", "core", "runtime", "train", "export")
+    session.run("python", "tools/demo.py", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("package", [*PACKAGES, "together"])
+def tests(session: nox.Session, package: str) -> None:
+    """The tests of every package in an environment with only what it declares, then all at once."""
+    if package == "together":
+        install(session, *EVERYTHING)
+        session.run("pytest", "-q", "-m", "not gpu", "tests", *session.posargs)
+        return
+    install(session, *STACK[package])
+    with session.chdir(ROOT / "packages" / f"s4d-{package}"):
+        session.run("pytest", "-q", "-m", "not gpu", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style (ruff) and the direction of imports between the packages (import-linter)."""
+    session.install("--quiet", "ruff>=0.12", "import-linter>=2.1")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    sources = [str(ROOT / "packages" / f"s4d-{name}" / "src") for name in PACKAGES]
+    session.run("lint-imports", env={"PYTHONPATH": os.pathsep.join(sources)})
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Static types (mypy), package by package."""
+    install(session, *EVERYTHING, extra=("mypy>=1.15", "types-tqdm"))
+    for name in PACKAGES:
+        session.run("mypy", f"packages/s4d-{name}/src/s4d_{name}")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Wheels and sdists in dist/, each installed and imported in this clean environment."""
+    session.install("--quiet", "build")
+    dist = ROOT / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    for name in PACKAGES:
+        source = str(ROOT / "packages" / f"s4d-{name}")
+        session.run("python", "-m", "build", "--sdist", "--outdir", str(dist), source)
+        shutil.copy(wheel(session, name), dist)
+    install(session, "ops[torch]", "core", "runtime", "train", "export")
+    modules = ", ".join(f"s4d_{name}" for name in PACKAGES)
+    session.run("python", "-c", f"import {modules}, s4d_ops.torch")
+    for program in ("s4d-train", "s4d-export", "s4d-run"):
+        session.run(program, "--help", silent=True)
+
+
+@nox.session
+def no_torch(session: nox.Session) -> None:
+    """s4d-runtime alone: it imports and runs an artifact, and torch is nowhere."""
+    install(session, "ops", "runtime")
+    session.run("python", "tools/check_no_torch.py")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """The CPU benchmarks of all packages as Markdown tables (the GPU's: tools/gpu_check.sh)."""
+    install(session, *EVERYTHING)
+    for script in sorted(ROOT.glob("packages/*/benchmarks/cpu_*.py")):
+        session.run("python", str(script), *session.posargs)
