@@ -1,7 +1,7 @@
 """Objectives against the golden arrays, from the golden predictions: no model involved.
 
-The archive keeps predictions in float32, so losses agree to float32 rounding here; the test with the
-model compares them in full precision.
+The archive keeps predictions in float32, so losses agree to float32 rounding here; the test with
+the model compares them in full precision.
 """
 
 from __future__ import annotations

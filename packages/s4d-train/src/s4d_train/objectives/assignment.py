@@ -1,8 +1,8 @@
 """Hungarian assignment of predictions to ground truth for all decoders and samples of a step.
 
 The costs are computed on the device in one go and come to the host in one copy; the assignments run
-in host threads (scipy releases the GIL) and go back in one copy. This is the only place of a training
-step where the host waits for the device.
+in host threads (scipy releases the GIL) and go back in one copy. This is the only place of a
+training step where the host waits for the device.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .boxes import TARGET_COLUMNS
 from .ground_truth import GroundTruth, to_device
 
 FORBIDDEN = 1e8
-"""Cost that stands for a NaN or infinite one: such a pair is taken only when nothing else is left."""
+"""Cost in place of a NaN or infinite one: such a pair is taken when nothing else is left."""
 UNMATCHED = -1
 
 
@@ -53,7 +53,7 @@ def target_weights(
 
 
 def class_cost(logits: Tensor, label: Tensor, weights: CostWeights) -> Tensor:
-    """Focal cost (D, B, A, G) of logits (D, B, A, C) for labels (B, G); padding counts as class 0."""
+    """Focal cost (D, B, A, G) of logits (D, B, A, C) for labels (B, G); padding is class 0."""
     p = logits.sigmoid()
     negative = -(1 - p + weights.eps).log() * (1 - weights.alpha) * p.pow(weights.gamma)
     positive = -(p + weights.eps).log() * weights.alpha * (1 - p).pow(weights.gamma)
@@ -78,7 +78,7 @@ def box_cost(box: Tensor, target: Tensor, column_weight: Tensor, weights: CostWe
 
 
 def solve(cost: np.ndarray) -> np.ndarray:
-    """Row of each column in the cheapest assignment of a cost matrix (A, G); -1 where none is left."""
+    """Row of each column in the cheapest assignment of costs (A, G); -1 where none is left."""
     matched = np.full(cost.shape[1], UNMATCHED, dtype=np.int64)
     if cost.size:
         if not np.isfinite(cost).all():
@@ -107,7 +107,7 @@ def assign(
     weights: CostWeights,
     class_weights: dict[int, tuple[float, ...]],
 ) -> Tensor:
-    """Prediction index (D, B, G) of every ground-truth object, -1 for padding and for objects left over.
+    """Prediction index (D, B, G) of every object; -1 for padding and for objects left over.
 
     Args:
         logits: (D, B, A, C) class logits of D decoders.

@@ -1,8 +1,8 @@
 """Box columns and the encoding of ground truth into regression targets.
 
-A ground-truth box has nine columns, `x y z l w h yaw vx vy` (LiDAR frame, metres, radians, m/s). The
-network predicts eleven, `x y z log_w log_l log_h sin_yaw cos_yaw vx vy vz`, where column `log_w` holds
-the size along x. A target has the first ten of them: `vz` is never supervised.
+A ground-truth box has nine columns, `x y z l w h yaw vx vy` (LiDAR frame, metres, radians, m/s).
+The network predicts eleven, `x y z log_w log_l log_h sin_yaw cos_yaw vx vy vz`, where column
+`log_w` holds the size along x. A target has the first ten of them: `vz` is never supervised.
 """
 
 from __future__ import annotations

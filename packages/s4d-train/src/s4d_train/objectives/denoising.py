@@ -1,10 +1,10 @@
-"""Denoising queries: ground truth with noise, in groups, as extra instances that have known targets.
+"""Denoising: ground truth with noise, in groups, as extra instances with known targets.
 
-As Sparse4D v3 does it (Lin et al. 2023): every group holds each object once with small noise and once
-with noise of one to two times the scale. Inside a group the noisy anchors are matched to the objects
-again by their L1 distance, so a small-noise anchor may end as a negative. Everything here runs on the
-host, from data that the loader left there: no copy from the device, and the numbers come from the
-run's own generator.
+As Sparse4D v3 does it (Lin et al. 2023): every group holds each object once with small noise and
+once with noise of one to two times the scale. Inside a group the noisy anchors are matched to the
+objects again by their L1 distance, so a small-noise anchor may end as a negative. Everything here
+runs on the host, from data that the loader left there: no copy from the device, and the numbers
+come from the run's own generator.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .draws import Draws
 from .ground_truth import NO_CLASS, NO_TRACK, GroundTruth, to_device
 
 NEGATIVE = -3
-"""Class of a noisy anchor that no object was matched to; like every class below 0 it is background."""
+"""Class of a noisy anchor without an object; like every class below 0 it is background."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class DenoisingTargets:
 
 
 def group_mask(groups: int, size: int) -> Tensor:
-    """Attention mask (groups*size,) x 2, True = may not attend: the groups do not see each other."""
+    """Attention mask (M, M), M = groups * size; True = may not attend: other groups."""
     index = torch.arange(groups * size) // max(size, 1)
     return index[:, None] != index[None, :]
 
@@ -88,8 +88,8 @@ def make_denoising(
     Args:
         truth: ground truth on the host. A missing (NaN) value counts as 0.
         config, weights: numbers of the task and of the matching cost.
-        draws: gives, in this order, the small noise, the size and the sign of the large noise, each of
-            shape (groups * B, G, 10), group-major.
+        draws: gives, in this order, the small noise, the size and the sign of the large noise,
+            each of shape (groups * B, G, 10), group-major.
     """
     size = min(max(truth.count, default=0), config.max_objects)
     if config.groups <= 0 or size == 0:
@@ -116,8 +116,8 @@ def make_denoising(
         anchor_label[row, index] = label[row]
         anchor_track[row, index] = track[row]
         anchor_target[row, index] = target[row]
-    # A small-noise anchor of a real object may be matched to padding; then it is padding too. A large
-    # one of a real object that nothing was matched to is a negative.
+    # A small-noise anchor of a real object may be matched to padding; then it is padding too. A
+    # large-noise one of a real object that nothing was matched to is a negative.
     valid = (anchor_label >= 0) | ((source >= 0) & (anchor_label == NEGATIVE))
 
     def by_sample(rows: Tensor) -> Tensor:

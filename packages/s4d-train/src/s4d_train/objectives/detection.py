@@ -1,8 +1,8 @@
 """The training objective: all losses of all decoders, for free instances and for noisy ones.
 
-The keys are the same on every rank and for every batch: `loss_{cls,box,cns,yns}_i` and, with denoising,
-`loss_{cls,box}_dn_i` for each decoder i, and `loss_dense_depth` with depth supervision. What has no
-ground truth is zero.
+The keys are the same on every rank and for every batch: `loss_{cls,box,cns,yns}_i` and, with
+denoising, `loss_{cls,box}_dn_i` for each decoder i, and `loss_dense_depth` with depth supervision.
+What has no ground truth is zero.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class LossConfig:
         columns: weight of each target column in the L1 loss.
         class_columns: per class index, a vector that replaces the 0/1 weights of missing values, in
             the cost and in the loss of the free instances.
-        box_score_threshold: boxes whose best class score is not above it get no box and quality loss.
+        box_score_threshold: boxes whose best class score is not above it get no box and quality
+            loss.
         reversible: classes whose yaw may differ by pi.
         depth, max_depth: weight of the depth loss, and the clip of its predictions in metres.
         cost, denoising: of the assignment and of the denoising task.

@@ -15,15 +15,15 @@ from torch.nn import functional as F
 from .boxes import CENTRE, DIRECTION
 
 AVERAGE_EPS = torch.finfo(torch.float32).eps
-"""Added to every averaging factor, in every precision: released checkpoints were trained with it."""
+"""Added to every averaging factor, in every precision, as the released checkpoints had it."""
 LOG_EPS = 1e-12
 
 
 def average(values: Tensor, mask: Tensor, factor: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Sum of `values` where `mask`, over `dims`, divided by `factor`.
 
-    Masked entries are replaced before the sum, so a NaN in one of them changes neither the value nor
-    the gradient. No entry is selected by index: the host never waits for the device.
+    Masked entries are replaced before the sum, so a NaN in one of them does not reach it. No entry
+    is selected by index: the host never waits for the device.
     """
     return torch.where(mask, values, 0.0).sum(dim=dims) / (factor + AVERAGE_EPS)
 
@@ -83,7 +83,7 @@ def centerness_loss(logit: Tensor, prediction: Tensor, target: Tensor) -> Tensor
 
 
 def yawness_loss(logit: Tensor, prediction: Tensor, target: Tensor) -> Tensor:
-    """Gaussian focal loss (...) of the yawness logit; the target is 1 where the yaw is within pi/2."""
+    """Gaussian focal loss (...) of the yawness logit; target 1 where the yaw is within pi/2."""
     probability = logit.sigmoid()
     right = cosine(target[..., DIRECTION], prediction[..., DIRECTION]) > 0
     of_right = -(probability + LOG_EPS).log() * (1 - probability).square()
@@ -102,8 +102,8 @@ def depth_loss(
         weight: loss weight.
         max_depth: predictions are clipped to 0..max_depth metres.
 
-    Each level's absolute error is summed and divided by (returns in it) * (levels). The count is this
-    rank's own.
+    Each level's absolute error is summed and divided by (returns in it) * (levels). The count is
+    this rank's own.
     """
     total = predictions[0].new_zeros(())
     for prediction, target in zip(predictions, targets, strict=True):

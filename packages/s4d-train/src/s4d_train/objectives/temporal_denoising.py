@@ -1,9 +1,9 @@
 """Temporal denoising: some groups of noisy instances live on in the next frame.
 
-After a frame, `temporal_groups` of the groups, chosen at random, are kept with their last features and
-anchors. In the next frame they take the place of the first groups after the single-frame decoders;
-their targets are found by instance id. The state is a value, like the model's temporal state, and
-belongs into a checkpoint with it.
+After a frame, `temporal_groups` of the groups, chosen at random, are kept with their last features
+and anchors. In the next frame they take the place of the first groups after the single-frame
+decoders; their targets are found by instance id. The state is a value, like the model's temporal
+state, and belongs into a checkpoint with it.
 """
 
 from __future__ import annotations
