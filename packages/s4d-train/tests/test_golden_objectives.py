@@ -89,8 +89,7 @@ def test_temporal_denoising(z, variant):
     feature = torch.zeros(2, first.size, 4, dtype=torch.float64)
     state = keep(feature, anchor, first, groups, kept, FedDraws(z, 0))
     check_state(z, f"{variant}/f0", state)
-    carried = carry(state, state.anchor, torch.ones(2, dtype=torch.bool), second, groups)
-    now = carried.targets
+    now = carry(state, torch.ones(2, dtype=torch.bool), second, groups)
     prefix = f"{variant}/f1"
     assert np.array_equal(now.label.numpy(), z[f"{prefix}/temp_dn_cls_target"])
     assert np.array_equal(now.valid.numpy(), z[f"{prefix}/temp_dn_valid_mask"])
@@ -119,7 +118,7 @@ def test_denoising_losses(z, variant):
     zeros = torch.zeros(2, first.size, 4, dtype=torch.float64)
     anchor = torch.from_numpy(z[f"{variant}/f0/dn_prediction/layer2"]).double()
     state = keep(zeros, anchor, first, groups, 3, FedDraws(z, 0))
-    carried = carry(state, state.anchor, torch.ones(2, dtype=torch.bool), second, groups).targets
+    carried = carry(state, torch.ones(2, dtype=torch.bool), second, groups)
     for frame, targets in ((0, [first] * 3), (1, [second, carried, carried])):
         prefix = f"{variant}/f{frame}"
         found = Predictions.stack(

@@ -74,12 +74,6 @@ class DenoisingTargets:
         return replace(self, **moved)
 
 
-def group_mask(groups: int, size: int) -> Tensor:
-    """Attention mask (M, M), M = groups * size; True = may not attend: other groups."""
-    index = torch.arange(groups * size) // max(size, 1)
-    return index[:, None] != index[None, :]
-
-
 def make_denoising(
     truth: GroundTruth, config: DenoisingConfig, weights: CostWeights, draws: Draws
 ) -> DenoisingTargets | None:

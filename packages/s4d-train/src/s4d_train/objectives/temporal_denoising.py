@@ -24,7 +24,7 @@ class DenoisingState:
 
     Attributes:
         feature: (B, g, m, C) instance features.
-        anchor: (B, g, m, 11) box states, in the LiDAR frame of the frame they come from.
+        anchor: (B, g, m, 11) box states in the LiDAR frame of the sample that they come from.
         label: (B, g, m) int64 classes, track_id: (B, g, m) int64 ids, valid: (B, g, m) bool.
     """
 
@@ -45,42 +45,31 @@ class DenoisingState:
         return replace(self, **moved)
 
 
-@dataclass(frozen=True)
-class Carried:
-    """What replaces the noisy instances after the single-frame decoders.
-
-    Attributes:
-        replace: (B, M) bool, rows that are taken from the frame before.
-        feature: (B, M, C), anchor: (B, M, 11) of these rows; 0 elsewhere.
-        targets: targets of all M rows from then on; its `anchor` is this frame's noisy anchors.
-    """
-
-    replace: Tensor
-    feature: Tensor
-    anchor: Tensor
-    targets: DenoisingTargets
-
-
 def carry(
-    state: DenoisingState, anchor: Tensor, usable: Tensor, now: DenoisingTargets, groups: int
-) -> Carried:
-    """Puts kept groups in the place of this frame's first groups.
+    state: DenoisingState, usable: Tensor, now: DenoisingTargets, groups: int
+) -> DenoisingTargets:
+    """Targets after kept groups have taken the place of this frame's first groups.
 
     Args:
-        state: what was kept of the frame before.
-        anchor: (B, g, m, 11) its anchors, projected into this frame.
-        usable: (B,) bool, whether the sample has a usable past (no scene change, no time gap).
+        state: what was kept of the frame before; g groups of m.
+        usable: (B,) bool, whether the model put them in (no first frame, no time gap).
         now: noisy anchors and targets of this frame, M = `groups` * n rows.
-        groups: groups of this frame.
+        groups: groups of this frame, at least g.
 
-    An instance whose object is gone becomes background; it stays valid. If m and n differ, the kept
-    groups are cut or padded; padding is not valid.
+    A kept instance takes the target of the instance with its id in the same group of this frame.
+    One whose object is gone becomes background; it stays valid. If m and n differ, the kept groups
+    are cut or padded; padding is not valid. `anchor` stays that of this frame.
     """
     kept = state.label.shape[1]
     size = now.size // groups
 
     def grouped(tensor: Tensor) -> Tensor:
         return tensor.unflatten(1, (groups, size))
+
+    def merge(old: Tensor, new: Tensor) -> Tensor:
+        mask = usable[:, None, None] if old.ndim == 3 else usable[:, None, None, None]
+        first = torch.where(mask, _resize(old, size), new[:, :kept])
+        return torch.cat([first, new[:, kept:]], dim=1).flatten(1, 2)
 
     track, target = grouped(now.track_id), grouped(now.target)
     # An id of -1 (nothing matched) meets the -1 of others: their targets are 0 too.
@@ -89,30 +78,12 @@ def carry(
     where = same.to(torch.uint8).argmax(dim=-1)[..., None].expand(-1, -1, -1, target.shape[-1])
     found = torch.where(present[..., None], target[:, :kept].gather(2, where), 0.0)
     label = torch.where(present, state.label, NO_CLASS)
-
-    def merge(old: Tensor, new: Tensor) -> Tensor:
-        old = _resize(old, size)
-        mask = usable[:, None, None] if old.ndim == 3 else usable[:, None, None, None]
-        first = torch.where(mask, old, new[:, :kept].to(old.dtype))
-        return torch.cat([first.to(new.dtype), new[:, kept:]], dim=1).flatten(1, 2)
-
-    def fill(old: Tensor) -> Tensor:
-        old = _resize(old, size)
-        rest = old.new_zeros(old.shape[0], groups - kept, *old.shape[2:])
-        return torch.cat([old, rest], dim=1).flatten(1, 2)
-
-    in_kept = torch.arange(groups * size, device=usable.device) < kept * size
-    return Carried(
-        replace=usable[:, None] & in_kept,
-        feature=fill(state.feature),
-        anchor=fill(anchor),
-        targets=DenoisingTargets(
-            anchor=now.anchor,
-            target=merge(found, target),
-            label=merge(label, grouped(now.label)),
-            valid=merge(state.valid, grouped(now.valid)),
-            track_id=merge(state.track_id, track),
-        ),
+    return DenoisingTargets(
+        anchor=now.anchor,
+        target=merge(found.to(target.dtype), target),
+        label=merge(label, grouped(now.label)),
+        valid=merge(state.valid, grouped(now.valid)),
+        track_id=merge(state.track_id, track),
     )
 
 

@@ -1,0 +1,70 @@
+"""Devices and ranks: one process per accelerator, whatever its make.
+
+The device is what `torch.accelerator` names (CUDA, NPU, ...), else the CPU; the collective backend
+is torch's default for that device. Under torchrun the process group is made from its environment.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Place of this process in the job."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Waits until every rank is here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+def pick_device(name: str = "") -> torch.device:
+    """The device called `name`, or this machine's accelerator, or the CPU."""
+    if name:
+        return torch.device(name)
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if accelerator is None else accelerator
+
+
+@contextmanager
+def started(device: str = "") -> Iterator[Ranks]:
+    """Joins the job that torchrun started, or is a job of one; leaves it at the end."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    chosen = pick_device(device)
+    if chosen.type != "cpu":
+        index = int(os.environ.get("LOCAL_RANK", str(chosen.index or 0)))
+        chosen = torch.device(chosen.type, index)
+        torch.accelerator.set_device_index(index)
+    joined = "RANK" in os.environ and world > 1 and not dist.is_initialized()
+    if joined:
+        backend = dist.get_default_backend_for_device(chosen)
+        dist.init_process_group(backend, device_id=chosen if chosen.type != "cpu" else None)
+    try:
+        yield Ranks(rank, world, chosen)
+    finally:
+        if joined:
+            dist.destroy_process_group()
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Largest device memory of tensors so far, in GB (1e9 bytes); 0 on the CPU."""
+    if device.type == "cpu":
+        return 0.0
+    return torch.accelerator.max_memory_allocated(device.index) / 1e9
