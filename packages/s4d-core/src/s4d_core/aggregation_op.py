@@ -1,0 +1,86 @@
+"""The one place where the model calls the aggregation operator.
+
+By default that is the native operator of `s4d_ops.torch`. Inside `use_reference_op()` it is the
+plain PyTorch formula: for graphs of standard ONNX operators and for comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from torch import Tensor
+
+__all__ = ["FeatureMaps", "deformable_aggregation", "use_reference_op"]
+
+_reference_depth = 0
+
+
+class FeatureMaps(NamedTuple):
+    """Pyramid features of all cameras in the layout of the operator.
+
+    Attributes:
+        feature: (B, F, C), rows camera-major, then level, then row-major pixels.
+        spatial_shapes: (N, L, 2) int64, (height, width).
+        level_start_index: (N, L) int64, first row of each level.
+        sizes: per level (height, width) as Python numbers, the same for every camera.
+    """
+
+    feature: Tensor
+    spatial_shapes: Tensor
+    level_start_index: Tensor
+    sizes: tuple[tuple[int, int], ...]
+
+
+def layout_tables(
+    sizes: tuple[tuple[int, int], ...], num_cameras: int
+) -> tuple[list[list[list[int]]], list[list[int]]]:
+    """`spatial_shapes` and `level_start_index` as nested lists, for cameras of equal size."""
+    rows = sum(height * width for height, width in sizes)
+    starts = []
+    for camera in range(num_cameras):
+        begin, line = camera * rows, []
+        for height, width in sizes:
+            line.append(begin)
+            begin += height * width
+        starts.append(line)
+    return [[list(size) for size in sizes]] * num_cameras, starts
+
+
+@contextmanager
+def use_reference_op() -> Iterator[None]:
+    """Inside, models compute the aggregation with `s4d_ops.reference`. Not for several threads."""
+    global _reference_depth
+    _reference_depth += 1
+    try:
+        yield
+    finally:
+        _reference_depth -= 1
+
+
+def deformable_aggregation(maps: FeatureMaps, locations: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum of bilinear samples.
+
+    Args:
+        maps: pyramid features.
+        locations: (B, A, P, N, 2), (x, y) in 0..1 over each image.
+        weights: (B, A, P, N, L, G).
+
+    Returns:
+        (B, A, C).
+
+    Raises:
+        s4d_ops.MissingLibraryError: this installation has no native operator for the device.
+    """
+    if _reference_depth:
+        from s4d_ops import reference
+
+        # Numbers, not tensors: inside torch.export a tensor's values are not known.
+        shapes, starts = layout_tables(maps.sizes, maps.spatial_shapes.shape[0])
+        return reference.deformable_aggregation(maps.feature, shapes, starts, locations, weights)
+    from s4d_ops import torch as native
+
+    return native.deformable_aggregation(
+        maps.feature, maps.spatial_shapes, maps.level_start_index, locations, weights
+    )

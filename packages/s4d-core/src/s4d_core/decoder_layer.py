@@ -1,0 +1,57 @@
+"""One decoder: attention to the past, attention among instances, aggregation, FFN, refinement."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .aggregation import DeformableAggregation
+from .aggregation_op import FeatureMaps
+from .attention import Attention
+from .config import Sparse4DConfig
+from .ffn import AsymmetricFFN
+from .refinement import Refinement
+
+__all__ = ["DecoderLayer"]
+
+
+class DecoderLayer(nn.Module):
+    """The parts of one decoder (REFERENCE B5.1); the head decides what attention sees.
+
+    Args:
+        config: the model.
+        with_self_attention: False in the very first decoder.
+        with_temporal_attention: False in the single-frame decoders.
+    """
+
+    def __init__(
+        self, config: Sparse4DConfig, with_self_attention: bool, with_temporal_attention: bool
+    ) -> None:
+        super().__init__()
+        dims, decoder = config.embed_dims, config.decoder
+        width = 2 * dims if decoder.decoupled else dims
+
+        def attention() -> Attention:
+            return Attention(width, decoder.num_heads, decoder.dropout)
+
+        self.temporal_attention = attention() if with_temporal_attention else None
+        self.self_attention = attention() if with_self_attention else None
+        self.attention_norm = nn.LayerNorm(dims) if with_self_attention else None
+        self.aggregation = DeformableAggregation(
+            config.aggregation, dims, config.neck.num_levels
+        )
+        self.ffn = AsymmetricFFN(2 * dims, decoder.ffn_channels, dims, decoder.dropout)
+        self.ffn_norm = nn.LayerNorm(dims)
+        self.refinement = Refinement(dims, config.num_classes, config.refine_yaw)
+
+    def look(
+        self,
+        feature: Tensor,
+        box: Tensor,
+        embed: Tensor,
+        maps: FeatureMaps,
+        lidar2img: Tensor,
+        image_wh: Tensor,
+    ) -> Tensor:
+        """Instance features (B, A, C) updated by what the images show."""
+        both = self.aggregation(feature, box, embed, maps, lidar2img, image_wh)
+        return self.ffn_norm(self.ffn(both))

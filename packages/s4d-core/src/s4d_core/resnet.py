@@ -1,0 +1,167 @@
+"""Residual networks (He et al., 2015), with the stride in the 3x3 convolution.
+
+Parameter names are torchvision's, so its weight files load as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from .config import ResNetConfig
+
+__all__ = ["ResNet"]
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(in_channels, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        identity = x if self.downsample is None else self.downsample(x)
+        return self.relu(out + identity)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions and a shortcut; the output has four times the width."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, width * 4, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width * 4)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(in_channels, width * 4, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        identity = x if self.downsample is None else self.downsample(x)
+        return self.relu(out + identity)
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+    )
+
+
+class ResNet(nn.Module):
+    """Images to four feature maps at strides 4, 8, 16 and 32."""
+
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        block = Bottleneck if config.block == "bottleneck" else BasicBlock
+        self.conv1 = nn.Conv2d(3, config.stem_channels, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(config.stem_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        channels = config.stem_channels
+        for stage, (count, width) in enumerate(zip(config.layers, config.widths, strict=True)):
+            blocks = []
+            for i in range(count):
+                stride = 2 if stage > 0 and i == 0 else 1
+                blocks.append(block(channels, width, stride))
+                channels = width * block.expansion
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+        self._freeze()
+
+    @property
+    def stages(self) -> list[nn.Sequential]:
+        """The four stages."""
+        return [self.layer1, self.layer2, self.layer3, self.layer4]  # type: ignore[list-item]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(K, 3, H, W) to maps (K, C_i, H / s_i, W / s_i), s = 4, 8, 16, 32 (sizes round up)."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        outputs = []
+        for stage in self.stages:
+            for block in stage:
+                if self.config.checkpointing and self.training and torch.is_grad_enabled():
+                    x = _recomputed(block, x)
+                else:
+                    x = block(x)
+            outputs.append(x)
+        return outputs
+
+    def init_weights(self) -> None:
+        """He initialisation (normal, fan out), as torchvision does."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def train(self, mode: bool = True) -> ResNet:
+        super().train(mode)
+        if mode:
+            fixed: list[nn.Module] = [self] if self.config.norm_eval else self._frozen()
+            for part in fixed:
+                for module in part.modules():
+                    if isinstance(module, _BatchNorm):
+                        module.eval()
+        return self
+
+    def _frozen(self) -> list[nn.Module]:
+        count = self.config.frozen_stages
+        if count < 0:
+            return []
+        return [self.conv1, self.bn1, *self.stages[:count]]
+
+    def _freeze(self) -> None:
+        for part in self._frozen():
+            part.requires_grad_(False)
+
+
+def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    """`block(x)`, with activations recomputed in backward and statistics updated once."""
+
+    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+        return nullcontext(), _statistics_untouched(block)
+
+    context_fn: Callable = contexts
+    return checkpoint(block, x, use_reentrant=False, context_fn=context_fn)
+
+
+@contextmanager
+def _statistics_untouched(block: nn.Module) -> Iterator[None]:
+    """BatchNorm of `block` normalises as usual but leaves its running statistics alone.
+
+    Recomputing a block would otherwise count its batch a second time. Momentum 0 writes back the
+    old values, and keeps the same tensors saved for backward as the first pass did.
+    """
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training]
+    saved = [(m.momentum, m.num_batches_tracked) for m in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+            norm.num_batches_tracked = None
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, saved, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked = count
