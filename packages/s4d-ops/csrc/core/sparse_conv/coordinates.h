@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "types.h"
+#include "geometry.h"
 
 namespace s4d::sparse {
 

@@ -1,4 +1,4 @@
-// Shared vocabulary of the sparse convolution core: element types, grids, kernel geometry, errors.
+// Shared vocabulary of the sparse convolution core: grids, kernel geometry, errors.
 //
 // An "index row" is four int32 numbers: batch, then the three spatial axes in the order of the
 // grid (z y x for CenterPoint, x y z for the original BEVFusion). The core never needs to know
@@ -11,18 +11,6 @@
 #include <string>
 
 namespace s4d::sparse {
-
-enum class DType { f16, f32, f64, i8 };
-
-inline int64_t size_of(DType type) {
-  switch (type) {
-    case DType::f16: return 2;
-    case DType::f32: return 4;
-    case DType::f64: return 8;
-    case DType::i8: return 1;
-  }
-  return 0;
-}
 
 // Bad input: the message says what was expected and what came. Doors turn it into their own error.
 class InvalidSparseInput : public std::invalid_argument {
