@@ -1,5 +1,60 @@
-"""Sparse4D on board: artifact and camera frames in, tracked boxes out, without torch"""
+"""Sparse4D on board: artifact and camera frames in, tracked boxes out, without torch.
+
+Public names are loaded on first use, so that importing the package, or asking the command line
+for help, costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from .artifact import ARTIFACT_FORMAT, Artifact, Manifest, read_artifact, write_artifact
+    from .frame import Camera, Detections, Frame
+    from .pipeline import FrameReport, Pipeline
+    from .policy import FramePolicy
+
+__all__ = [
+    "ARTIFACT_FORMAT",
+    "Artifact",
+    "Camera",
+    "Detections",
+    "Frame",
+    "FramePolicy",
+    "FrameReport",
+    "Manifest",
+    "Pipeline",
+    "__version__",
+    "read_artifact",
+    "write_artifact",
+]
+
+_HOME = {
+    "ARTIFACT_FORMAT": ".artifact",
+    "Artifact": ".artifact",
+    "Camera": ".frame",
+    "Detections": ".frame",
+    "Frame": ".frame",
+    "FramePolicy": ".policy",
+    "FrameReport": ".pipeline",
+    "Manifest": ".artifact",
+    "Pipeline": ".pipeline",
+    "read_artifact": ".artifact",
+    "write_artifact": ".artifact",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(home, __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

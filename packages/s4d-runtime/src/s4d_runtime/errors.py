@@ -22,6 +22,7 @@ __all__ = [
     "ImageError",
     "ManifestError",
     "MissingExtraError",
+    "PolicyError",
     "PoseError",
     "ResultsError",
     "S4DError",
@@ -87,6 +88,10 @@ class TimestampError(FrameError):
 
 class PoseError(FrameError):
     """The vehicle's pose is not a rigid transform, or jumps further than a vehicle can move."""
+
+
+class PolicyError(S4DError, ValueError):
+    """A frame policy names an unknown cause or an action that the cause does not allow."""
 
 
 class DatasetError(S4DError):

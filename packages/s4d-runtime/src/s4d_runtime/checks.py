@@ -1,0 +1,243 @@
+"""Is this frame sound? Every check that needs no past. Nothing here changes state.
+
+Each check raises a ``FrameError`` that carries its cause (a name of ``policy.CAUSES``).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import (
+    CalibrationError,
+    CameraCountError,
+    FrameError,
+    ImageError,
+    PoseError,
+    TimestampError,
+)
+from .frame import Camera, Frame
+from .geometry import Matrix, is_rigid
+
+__all__ = ["CheckedFrame", "Refusal", "check_frame"]
+
+MAX_SIDE = 16384  # pixels
+MAX_CAMERA_OFFSET = 100.0  # metres from the LiDAR
+MAX_POSITION = 1e8  # metres from the world's origin: beyond, float64 loses the millimetre
+
+
+class Refusal(Exception):
+    """Internal: a cause of ``policy.CAUSES`` and the public error that goes with it."""
+
+    def __init__(self, cause: str, error: FrameError) -> None:
+        super().__init__(str(error))
+        self.cause = cause
+        self.error = error
+
+
+class CheckedFrame:
+    """A sound frame as plain arrays: images, float64 matrices, time."""
+
+    def __init__(
+        self,
+        images: list[NDArray[np.uint8]],
+        intrinsics: list[Matrix],
+        lidar2cameras: list[Matrix],
+        lidar2global: Matrix,
+        timestamp: float,
+        camera_timestamps: tuple[float, ...] | None,
+    ) -> None:
+        self.images = images
+        self.intrinsics = intrinsics
+        self.lidar2cameras = lidar2cameras
+        self.lidar2global = lidar2global
+        self.timestamp = timestamp
+        self.camera_timestamps = camera_timestamps
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) per camera."""
+        return tuple((i.shape[0], i.shape[1]) for i in self.images)
+
+
+def check_frame(frame: Frame, camera_names: tuple[str, ...], max_skew: float) -> CheckedFrame:
+    """Check everything about a frame that can be checked without the frames before.
+
+    Raises:
+        Refusal: with the cause and the public error.
+    """
+    timestamp = _time(frame.timestamp, "timestamp")
+    _count("images", frame.images, camera_names)
+    _count("cameras", frame.cameras, camera_names)
+    images = [_image(i, n) for i, n in zip(frame.images, camera_names, strict=True)]
+    stamps = _camera_times(frame, camera_names, timestamp, max_skew)
+    pairs = [
+        _camera(camera, image.shape, name)
+        for camera, image, name in zip(frame.cameras, images, camera_names, strict=True)
+    ]
+    pose = _matrix(frame.lidar2global, (4, 4), "lidar2global", "bad_pose", PoseError)
+    if not is_rigid(pose) or np.abs(pose[:3, 3]).max() > MAX_POSITION:
+        raise Refusal(
+            "bad_pose",
+            PoseError(
+                "expected lidar2global to be a rigid transform in metres "
+                f"(within {MAX_POSITION:g} m), got {_rows(pose)}"
+            ),
+        )
+    return CheckedFrame(
+        images, [k for k, _ in pairs], [t for _, t in pairs], pose, timestamp, stamps
+    )
+
+
+def _time(value: Any, name: str) -> float:
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise Refusal(
+            "bad_time", TimestampError(f"expected {name} in finite seconds, got {value!r:.80}")
+        )
+    return seconds
+
+
+def _count(what: str, items: Any, names: tuple[str, ...]) -> None:
+    try:
+        count = len(items)
+        missing = [n for n, i in zip(names, items, strict=False) if i is None]
+    except TypeError:
+        raise Refusal(
+            "missing_camera",
+            CameraCountError(f"expected a sequence of {len(names)} {what}, got {type(items)}"),
+        ) from None
+    missing += names[count:]
+    if missing or count != len(names):
+        detail = f"; missing: {', '.join(missing)}" if missing else ""
+        raise Refusal(
+            "missing_camera",
+            CameraCountError(
+                f"expected {len(names)} {what} in the order {', '.join(names)}, "
+                f"got {count - sum(i is None for i in items)}{detail}"
+            ),
+        )
+
+
+def _image(image: Any, name: str) -> NDArray[np.uint8]:
+    if not isinstance(image, np.ndarray):
+        try:
+            image = np.from_dlpack(image)
+        except Exception as error:  # whatever a foreign array raises, it is not a host image
+            raise Refusal(
+                "bad_image",
+                ImageError(
+                    f"expected the image of {name} as a numpy array or a DLPack host array, "
+                    f"got {type(image).__name__} ({str(error)[:80]})"
+                ),
+            ) from None
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise Refusal(
+            "bad_image",
+            ImageError(
+                f"expected the image of {name} as uint8 RGB (height, width, 3), "
+                f"got {image.dtype} {image.shape}"
+            ),
+        )
+    height, width = image.shape[:2]
+    if not (8 <= height <= MAX_SIDE and 8 <= width <= MAX_SIDE):
+        raise Refusal(
+            "bad_image",
+            ImageError(
+                f"expected the image of {name} with sides of 8..{MAX_SIDE} pixels, "
+                f"got {height} x {width}"
+            ),
+        )
+    # The kernels read whole pixels: a view with turned channels or columns is copied first.
+    plain = image.strides[2] == 1 and image.strides[1] >= 3 and image.strides[0] >= 0
+    return image if plain else np.ascontiguousarray(image)
+
+
+def _camera(camera: Camera, shape: tuple[int, ...], name: str) -> tuple[Matrix, Matrix]:
+    try:
+        raw_intrinsic, raw_extrinsic = camera.intrinsic, camera.lidar2camera
+    except AttributeError:
+        raise Refusal(
+            "bad_calibration",
+            CalibrationError(
+                f"expected the calibration of {name} with intrinsic and lidar2camera, "
+                f"got {type(camera).__name__}"
+            ),
+        ) from None
+    k = _matrix(raw_intrinsic, (3, 3), f"intrinsic of {name}", "bad_calibration", CalibrationError)
+    t = _matrix(
+        raw_extrinsic, (4, 4), f"lidar2camera of {name}", "bad_calibration", CalibrationError
+    )
+    height, width = shape[:2]
+    size = max(height, width)
+    in_image = -0.25 * width <= k[0, 2] <= 1.25 * width and (
+        -0.25 * height <= k[1, 2] <= 1.25 * height
+    )
+    focal = 0.05 * size <= min(k[0, 0], k[1, 1]) and max(k[0, 0], k[1, 1]) <= 100 * size
+    pinhole = np.abs(k[2] - (0, 0, 1)).max() <= 1e-6 and abs(k[1, 0]) <= 1e-6 * size
+    if not (in_image and focal and pinhole):
+        raise Refusal(
+            "bad_calibration",
+            CalibrationError(
+                f"expected the intrinsic of {name} to be a pinhole matrix for its "
+                f"{height} x {width} image, got {_rows(k)}"
+            ),
+        )
+    if not is_rigid(t) or np.abs(t[:3, 3]).max() > MAX_CAMERA_OFFSET:
+        raise Refusal(
+            "bad_calibration",
+            CalibrationError(
+                f"expected lidar2camera of {name} to be a rigid transform in metres "
+                f"(within {MAX_CAMERA_OFFSET:g} m), got {_rows(t)}"
+            ),
+        )
+    return k, t
+
+
+def _camera_times(
+    frame: Frame, names: tuple[str, ...], timestamp: float, max_skew: float
+) -> tuple[float, ...] | None:
+    if frame.camera_timestamps is None:
+        return None
+    _count("camera_timestamps", frame.camera_timestamps, names)
+    stamps = tuple(
+        _time(s, f"the timestamp of {n}")
+        for s, n in zip(frame.camera_timestamps, names, strict=True)
+    )
+    worst = max(range(len(names)), key=lambda i: abs(stamps[i] - timestamp))
+    skew = stamps[worst] - timestamp
+    if abs(skew) > max_skew:
+        raise Refusal(
+            "stale_camera",
+            TimestampError(
+                f"expected every image within {max_skew:g} s of the frame, "
+                f"got {names[worst]} {skew:+.3f} s away"
+            ),
+        )
+    return stamps
+
+
+def _matrix(
+    value: Any, shape: tuple[int, int], name: str, cause: str, error: type[FrameError]
+) -> Matrix:
+    try:
+        matrix = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise Refusal(
+            cause, error(f"expected {name} as a {shape} matrix, got {type(value).__name__}")
+        ) from None
+    if matrix.shape != shape:
+        raise Refusal(cause, error(f"expected {name} of shape {shape}, got {matrix.shape}"))
+    if not np.isfinite(matrix).all():
+        raise Refusal(cause, error(f"expected {name} to be finite, got {_rows(matrix)}"))
+    return matrix
+
+
+def _rows(matrix: Matrix) -> str:
+    return "[" + "; ".join(" ".join(f"{v:.4g}" for v in row) for row in matrix) + "]"

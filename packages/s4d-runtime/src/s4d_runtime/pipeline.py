@@ -1,0 +1,289 @@
+"""From six raw camera images to tracked boxes, frame by frame."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s4d_ops.image import ResizeCrop, plan_resize_crop
+
+from .artifact import Artifact, Manifest, read_artifact
+from .backends import Backend, load_backend
+from .checks import CheckedFrame, Refusal, check_frame
+from .errors import BackendError, BadOutputError, FrameError, ImageError
+from .frame import Detections, Frame
+from .geometry import lidar2img
+from .policy import FramePolicy
+from .stats import Stats, StopWatch
+from .timeline import Step, Timeline
+from .track_ids import RENUMBER_ABOVE, TrackIds
+
+__all__ = ["FrameReport", "Pipeline"]
+
+log = logging.getLogger("s4d_runtime")
+
+MAX_UPSCALING = 16.0
+ID_STATE, ID_COUNTER = "state_track_id", "state_id_counter"
+
+
+@dataclass(frozen=True)
+class FrameReport:
+    """What happened to the last frame.
+
+    Attributes:
+        outcome: ``"ok"``, ``"first"``, ``"reset"``, ``"skipped"`` or ``"error"``.
+        cause: a name of ``policy.CAUSES``, ``"clock_set"``, ``"bad_output"``, ``"backend"`` or
+            None.
+        message: the error's text, or empty.
+        milliseconds: time per stage.
+    """
+
+    outcome: str
+    cause: str | None = None
+    message: str = ""
+    milliseconds: dict[str, float] = field(default_factory=dict)
+
+
+class Pipeline:
+    """An artifact, an engine, and the state between frames.
+
+    One frame at a time: calls from several threads wait for each other. Several pipelines share
+    nothing.
+
+    Attributes:
+        manifest: what the artifact says.
+        policy: what happens to frames that are not as they should be.
+        stats: counters and latencies.
+        backend_choice: which engine runs, and why not a better one.
+        last: what happened to the last frame.
+    """
+
+    def __init__(
+        self, backend: Backend, policy: FramePolicy, backend_choice: str = "", threads: int = 0
+    ) -> None:
+        self.manifest: Manifest = backend.manifest
+        self.policy = policy
+        self.stats = Stats()
+        self.backend_choice = backend_choice or backend.name
+        self.last: FrameReport | None = None
+        self._backend = backend
+        self._threads = threads
+        self._timeline = Timeline(policy, self.manifest.thresholds.max_time_interval)
+        self._ids = TrackIds()
+        self._plans: dict[tuple[int, int], ResizeCrop] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(
+        cls,
+        artifact: str | os.PathLike[str] | Artifact,
+        backend: str = "auto",
+        *,
+        threads: int = 0,
+        policy: FramePolicy | str | None = None,
+    ) -> Pipeline:
+        """Load an artifact.
+
+        Args:
+            artifact: path of ``NAME.s4d``, or an open ``Artifact``.
+            backend: ``"auto"`` takes the best that works here; ``backend_choice`` says which.
+                Or a name: ``"onnxruntime-cpu"``.
+            threads: CPU threads for the engine and the image preparation; 0 leaves it to them.
+            policy: a ``FramePolicy``, or text for ``FramePolicy.parse``. Default: every unsound
+                frame is an error, gaps and pose jumps reset.
+
+        Raises:
+            ArtifactError: the file is not a sound artifact.
+            BackendError: no engine can run it, or the engine refused it.
+            PolicyError: the policy is not valid.
+        """
+        if not isinstance(policy, FramePolicy):
+            policy = FramePolicy.parse(policy or "")
+        if isinstance(artifact, Artifact):
+            engine, choice = load_backend(artifact, backend, threads)
+        else:
+            with read_artifact(artifact) as opened:
+                engine, choice = load_backend(opened, backend, threads)
+        log.info("pipeline loaded: %s", choice, extra={"s4d": {"backend": engine.name}})
+        return cls(engine, policy, choice, threads)
+
+    @property
+    def backend_name(self) -> str:
+        """Name of the engine that runs."""
+        return self._backend.name
+
+    def memory(self) -> dict[str, int]:
+        """Bytes that the engine knows of, by kind."""
+        return self._backend.memory()
+
+    def reset(self) -> None:
+        """Forget the past, at once: the next frame is a first one and track ids start at 0."""
+        with self._lock:
+            self._forget()
+            self._ids = TrackIds()
+
+    def __call__(self, frame: Frame) -> Detections | None:
+        """Detect and track on one frame.
+
+        Returns:
+            The frame's tracked boxes; None if the policy skipped the frame, which says nothing
+            about what is there. The default policy never skips.
+
+        Raises:
+            FrameError: the frame was refused; one of its subclasses says why. The state is as it
+                was, and the next sound frame goes on from it.
+            BadOutputError: the network gave NaN or infinite values. The past is forgotten.
+            BackendError: the engine failed; the state is as it was.
+        """
+        with self._lock:
+            watch = StopWatch()
+            try:
+                checked, plans, step = self._admit(frame)
+            except Refusal as refusal:
+                self._refuse(refusal)
+                return None
+            watch.lap("check")
+            if step.first:
+                self._forget()
+            self._fill(checked, plans, step)
+            watch.lap("prepare")
+            outputs = self._run()
+            watch.lap("infer")
+            self._backend.commit()
+            self._timeline.accept(checked)
+            detections = self._finish(outputs)
+            watch.lap("finish")
+            self._report(step, watch)
+            return detections
+
+    def close(self) -> None:
+        """Give the engine's memory back. The pipeline cannot be used afterwards."""
+        with self._lock:
+            self._backend.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _admit(self, frame: Frame) -> tuple[CheckedFrame, list[ResizeCrop], Step]:
+        names = self.manifest.preprocessing.camera_names
+        checked = check_frame(frame, names, self.policy.max_camera_skew)
+        plans = [self._plan(size, name) for size, name in zip(checked.sizes, names, strict=True)]
+        return checked, plans, self._timeline.judge(checked)
+
+    def _plan(self, size: tuple[int, int], camera: str) -> ResizeCrop:
+        plan = self._plans.get(size)
+        if plan is None:
+            network = self.manifest.preprocessing.image_size
+            plan = plan_resize_crop(size, network)
+            if plan.resize > MAX_UPSCALING:
+                raise Refusal(
+                    "bad_image",
+                    ImageError(
+                        f"expected the image of {camera} not to need more than "
+                        f"{MAX_UPSCALING:g} times enlargement to {network}, got {size}"
+                    ),
+                )
+            if len(self._plans) >= 64:  # sizes that change all the time must not fill the memory
+                self._plans.clear()
+            self._plans[size] = plan
+        return plan
+
+    def _fill(self, checked: CheckedFrame, plans: list[ResizeCrop], step: Step) -> None:
+        """Write the graph's inputs. Poses were combined in float64; only the result is float32."""
+        backend = self._backend
+        backend.load_images(checked.images, plans, self._threads)
+        projections = backend.buffer("lidar2img")
+        pairs = zip(checked.intrinsics, checked.lidar2cameras, plans, strict=True)
+        for camera, (intrinsic, lidar2camera, plan) in enumerate(pairs):
+            projections[camera] = lidar2img(intrinsic, lidar2camera, plan.matrix)
+        backend.buffer("prev_to_current")[...] = step.prev_to_current
+        backend.buffer("time_interval")[0] = step.time_interval
+        backend.buffer("state_valid")[0] = 0 if step.first else 1
+
+    def _run(self) -> dict[str, NDArray[Any]]:
+        try:
+            outputs = self._backend.run()
+        except BackendError as error:
+            self._fail("backend", error)
+            raise
+        if not (np.isfinite(outputs["boxes"]).all() and np.isfinite(outputs["scores"]).all()):
+            bad = BadOutputError(
+                "expected finite boxes and scores, got NaN or infinite ones; the past is "
+                "forgotten, and the next frame is a first one"
+            )
+            self._forget()
+            self._fail("bad_output", bad)
+            raise bad
+        return outputs
+
+    def _finish(self, outputs: dict[str, NDArray[Any]]) -> Detections:
+        """Copy the outputs out of the engine's buffers; ids become 64-bit."""
+        track_ids = self._ids.translate(outputs["track_ids"])
+        if ID_COUNTER in self.manifest.state and ID_STATE in self.manifest.state:
+            counter = int(self._backend.read_state(ID_COUNTER)[0])
+            if counter > RENUMBER_ABOVE:
+                live, counter = self._ids.renumber(self._backend.read_state(ID_STATE), counter)
+                self._backend.write_state(ID_STATE, live)
+                self._backend.write_state(ID_COUNTER, np.array([counter], dtype=np.int32))
+        return Detections(
+            outputs["boxes"].copy(),
+            outputs["scores"].copy(),
+            outputs["labels"].astype(np.int64),
+            track_ids,
+        )
+
+    def _forget(self) -> None:
+        """Drop the past. Ids of the past are not used again (see ``reset`` for a fresh start)."""
+        if ID_COUNTER in self.manifest.state:
+            self._ids.restart_graph(int(self._backend.read_state(ID_COUNTER)[0]))
+        self._backend.clear_state()
+        self._timeline.clear()
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Note a skipped frame, or raise, by the policy."""
+        skipped = self.policy.action(refusal.cause) == "skip"
+        if skipped:
+            self.stats.counters["skipped"] += 1
+            self.stats.counters[f"cause.{refusal.cause}"] += 1
+            self.last = FrameReport("skipped", refusal.cause, str(refusal.error))
+            self._warn("frame skipped", refusal.cause, str(refusal.error))
+            return
+        self._fail(refusal.cause, refusal.error)
+        raise refusal.error from None
+
+    def _fail(self, cause: str, error: FrameError | BackendError) -> None:
+        self.stats.counters["refused"] += 1
+        self.stats.counters[f"cause.{cause}"] += 1
+        self.last = FrameReport("error", cause, str(error))
+        self._warn("frame refused", cause, str(error))
+
+    def _report(self, step: Step, watch: StopWatch) -> None:
+        outcome = "ok"
+        if step.first:
+            outcome = "first" if step.cause is None else "reset"
+            self.stats.counters[outcome] += 1
+        if step.cause is not None:
+            self.stats.counters[f"cause.{step.cause}"] += 1
+            self._warn("past dropped", step.cause, "")
+        self.stats.record(watch.milliseconds)
+        self.last = FrameReport(outcome, step.cause, "", watch.milliseconds)
+
+    def _warn(self, what: str, cause: str, message: str) -> None:
+        log.warning(
+            "%s (%s) %s", what, cause, message, extra={"s4d": {"event": what, "cause": cause}}
+        )
