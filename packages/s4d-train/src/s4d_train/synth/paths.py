@@ -92,10 +92,12 @@ class Motion:
         limit = np.minimum(cruise, np.sqrt(lateral / np.maximum(curvature, 1e-4)))
         if stop is not None:
             limit[int(np.searchsorted(path.distance, stop[0]))] = 0.4
-        for i in range(1, len(limit)):
-            limit[i] = min(limit[i], np.sqrt(limit[i - 1] ** 2 + 4.0 * ds[i]))
-        for i in range(len(limit) - 2, -1, -1):
-            limit[i] = min(limit[i], np.sqrt(limit[i + 1] ** 2 + 4.0 * ds[i + 1]))
+        speeds, steps = limit.tolist(), ds.tolist()
+        for i in range(1, len(speeds)):
+            speeds[i] = min(speeds[i], (speeds[i - 1] ** 2 + 4.0 * steps[i]) ** 0.5)
+        for i in range(len(speeds) - 2, -1, -1):
+            speeds[i] = min(speeds[i], (speeds[i + 1] ** 2 + 4.0 * steps[i + 1]) ** 0.5)
+        limit = np.array(speeds)
         times = np.concatenate([[0.0], np.cumsum(ds[1:] * 2.0 / (limit[1:] + limit[:-1]))])
         if stop is not None:
             times[int(np.searchsorted(path.distance, stop[0])) :] += stop[1]

@@ -48,9 +48,9 @@ class ShapeBuilder:
 
     def __init__(self) -> None:
         self._quads: list[Array] = []
-        self._colours: list[Colour] = []
-        self._materials: list[int] = []
-        self._parts: list[int] = []
+        self._colours: list[Array] = []
+        self._materials: list[Array] = []
+        self._parts: list[Array] = []
         self._count = 0
 
     def loft(
@@ -59,26 +59,23 @@ class ShapeBuilder:
     ) -> None:
         """A convex part between two polygons (n, 3) whose corners belong together."""
         n = len(bottom)
-        middle = (bottom.mean(0) + top.mean(0)) / 2
-        faces = [
-            np.stack([bottom[i], bottom[(i + 1) % n], top[(i + 1) % n], top[i]]) for i in range(n)
-        ]
-        side_count = n
-        for ring in (bottom, top):
-            for i in range(1, n - 1, 2):
-                corner = ring[min(i + 2, n - 1)]
-                faces.append(np.stack([ring[0], ring[i], ring[i + 1], corner]))
-        for index, face in enumerate(faces):
-            normal = np.cross(face[2] - face[0], face[3] - face[1])
-            if normal @ normal < 1e-12:
-                continue
-            if normal @ (face.mean(0) - middle) < 0:
-                face = face[::-1]
-            is_cap = index >= side_count
-            self._quads.append(face)
-            self._colours.append(cap if is_cap and cap is not None else colour)
-            self._materials.append(MATTE if is_cap and material == FACADE else material)
-            self._parts.append(self._count)
+        around = np.roll(np.arange(n), -1)
+        sides = np.stack([bottom, bottom[around], top[around], top], 1)
+        fans = [ring[[0, i, i + 1, min(i + 2, n - 1)]]
+                for ring in (bottom, top) for i in range(1, n - 1, 2)]
+        faces = np.concatenate([sides, np.stack(fans)])
+        normal = _cross(faces[:, 2] - faces[:, 0], faces[:, 3] - faces[:, 1])
+        outward = faces.mean(1) - (bottom.mean(0) + top.mean(0)) / 2
+        inverted = np.einsum("fi,fi->f", normal, outward) < 0
+        faces[inverted] = faces[inverted, ::-1]
+        solid = np.einsum("fi,fi->f", normal, normal) > 1e-12
+        is_cap = np.arange(len(faces)) >= n
+        colours = np.where(is_cap[:, None], colour if cap is None else cap, colour)
+        materials = np.where(is_cap & (material == FACADE), MATTE, material)
+        self._quads.append(faces[solid])
+        self._colours.append(colours[solid])
+        self._materials.append(materials[solid])
+        self._parts.append(np.full(int(solid.sum()), self._count))
         self._count += 1
 
     def box(
@@ -127,8 +124,16 @@ class ShapeBuilder:
     def build(self) -> Shape:
         """All parts so far."""
         return Shape(
-            np.stack(self._quads),
-            np.array(self._colours, dtype=np.float64),
-            np.array(self._materials, dtype=np.int64),
-            np.array(self._parts, dtype=np.int64),
+            np.concatenate(self._quads),
+            np.concatenate(self._colours).astype(np.float64),
+            np.concatenate(self._materials).astype(np.int64),
+            np.concatenate(self._parts).astype(np.int64),
         )
+
+
+def _cross(a: Array, b: Array) -> Array:
+    """Cross product of (n, 3) arrays; plain arithmetic is faster than numpy's for small n."""
+    return np.stack(
+        [a[:, 1] * b[:, 2] - a[:, 2] * b[:, 1], a[:, 2] * b[:, 0] - a[:, 0] * b[:, 2],
+         a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]], -1,
+    )

@@ -96,6 +96,10 @@ class Traffic:
         size = size or draw_size(name, self.rng, ridden)
         discs = _discs(motion.at(self.times), size[0], size[1])
         for other in self._discs:
+            # Middles first: most pairs never come near each other.
+            apart = np.hypot(*(discs[0].mean(1) - other[0].mean(1)).T).min()
+            if apart > discs[2] + other[2] + gap:
+                continue
             distance = np.linalg.norm(
                 discs[0][:, :, None, :] - other[0][:, None, :, :], axis=-1
             ).min()
@@ -265,8 +269,10 @@ class Traffic:
 
 def _discs(
     poses: Array, length: float, width: float, ahead: float = 0.0
-) -> tuple[Array, float]:
-    """Discs (T, n, 2) along the longer side of a box at poses (T, 3), and their radius."""
+) -> tuple[Array, float, float]:
+    """Discs (T, n, 2) along the longer side of a box at poses (T, 3), the radius of a disc, and
+    the distance from the middle that they reach.
+    """
     radius = min(length, width) / 2
     reach = max(length, width) / 2 - radius
     count = max(1, int(np.ceil(reach / (0.6 * radius))) + 1)
@@ -274,4 +280,4 @@ def _discs(
     axis = poses[:, 2] if length >= width else poses[:, 2] + np.pi / 2
     forward = np.stack([np.cos(axis), np.sin(axis)], -1)
     centres = poses[:, None, :2] + along[None, :, None] * forward[:, None, :]
-    return centres, radius
+    return centres, radius, reach + radius
