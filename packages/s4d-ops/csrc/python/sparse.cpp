@@ -15,7 +15,6 @@
 #include "../core/sparse_conv/gradient.h"
 #include "../core/sparse_conv/rulebook.h"
 #include "../core/sparse_conv/voxelize.h"
-#include "sparse.h"
 
 namespace py = pybind11;
 
@@ -284,8 +283,10 @@ py::tuple voxelization(const py::array_t<float, py::array::c_style>& points,
 }
 
 }  // namespace
+}  // namespace s4d::sparse
 
-void bind(py::module_& module) {
+void bind_sparse(py::module_& module) {
+  using namespace s4d::sparse;
   // std::invalid_argument arrives in Python as ValueError; the Python side gives it its name.
   py::class_<PackedWeights>(module, "SparseWeights")
       .def(py::init(&pack))
@@ -303,5 +304,3 @@ void bind(py::module_& module) {
   module.def("sparse_weight_gradient", &weight_gradient_of);
   module.def("sparse_voxelize", &voxelization);
 }
-
-}  // namespace s4d::sparse

@@ -1,4 +1,5 @@
 // Inner loops for any processor: 16-byte vectors, lowered by the compiler to what it has.
+#include <cstdlib>
 #include <cstring>
 
 #include "../half.h"
@@ -42,7 +43,7 @@ void floats_to_halves(const float* from, uint16_t* to, int64_t n) {
 }  // namespace
 
 const Kernels& generic_kernels() {
-  static constexpr Kernels table{"generic",
+  static constexpr Kernels table{"baseline",
                              2 * VectorOf<float>::lanes,
                              2 * VectorOf<double>::lanes,
                              kWidthI8,
@@ -62,8 +63,13 @@ const Kernels& generic_kernels() {
   return table;
 }
 
+// S4D_CPU_CAPABILITY=baseline, as for the other kernels, keeps to the plain ones.
 const Kernels& cpu_kernels() {
-  static const Kernels& chosen = avx2_kernels() ? *avx2_kernels() : generic_kernels();
+  static const Kernels& chosen = []() -> const Kernels& {
+    const char* limit = std::getenv("S4D_CPU_CAPABILITY");
+    const bool baseline = limit && std::strcmp(limit, "baseline") == 0;
+    return !baseline && avx2_kernels() ? *avx2_kernels() : generic_kernels();
+  }();
   return chosen;
 }
 
