@@ -1,5 +1,75 @@
-"""Sparse4D models in plain PyTorch"""
+"""Sparse4D models in plain PyTorch.
+
+One function is the model, in training, export and on board::
+
+    output = model(images, lidar2img, image_wh, timestamp, lidar2global, state)
+    boxes = decode(output, model.config)
+    state = output.state
+"""
 
 from ._version import __version__
+from .aggregation_op import FeatureMaps, use_reference_op
+from .anchors import default_anchors
+from .checkpoint import load_checkpoint, save_checkpoint
+from .config import (
+    CAMERA_NAMES,
+    CLASS_NAMES,
+    AggregationConfig,
+    AnchorEncoderConfig,
+    DecoderConfig,
+    DepthConfig,
+    FPNConfig,
+    ImageConfig,
+    ResNetConfig,
+    Sparse4DConfig,
+)
+from .decode import Detections, decode, decode_tensors
+from .denoising import DenoisingOutput, DenoisingQueries, TemporalDenoising
+from .errors import CheckpointError, ConfigError
+from .head import FrameOutput
+from .model import Sparse4D, Sparse4DOutput
+from .models import build_model, get_config, list_models
+from .state import BankState, BankTrace, State
 
-__all__ = ["__version__"]
+__all__ = [
+    "__version__",
+    # models
+    "Sparse4D",
+    "Sparse4DOutput",
+    "FrameOutput",
+    "FeatureMaps",
+    "build_model",
+    "get_config",
+    "list_models",
+    "default_anchors",
+    "use_reference_op",
+    # configuration
+    "CAMERA_NAMES",
+    "CLASS_NAMES",
+    "AggregationConfig",
+    "AnchorEncoderConfig",
+    "DecoderConfig",
+    "DepthConfig",
+    "FPNConfig",
+    "ImageConfig",
+    "ResNetConfig",
+    "Sparse4DConfig",
+    # state
+    "BankState",
+    "BankTrace",
+    "State",
+    # decoding
+    "Detections",
+    "decode",
+    "decode_tensors",
+    # denoising training
+    "DenoisingOutput",
+    "DenoisingQueries",
+    "TemporalDenoising",
+    # checkpoints
+    "load_checkpoint",
+    "save_checkpoint",
+    # errors
+    "CheckpointError",
+    "ConfigError",
+]

@@ -1,4 +1,4 @@
-"""Multi-head attention on `scaled_dot_product_attention`, with a residual."""
+"""Multi-head attention on `scaled_dot_product_attention`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Attention"]
 
 
 class Attention(nn.Module):
-    """`query + dropout(out_proj(attention))`; dropout also acts on the attention weights.
+    """`dropout(out_proj(attention))`; dropout also acts on the attention weights.
 
     The three input projections are one packed parameter (query, key, value rows), as in
     `torch.nn.MultiheadAttention`, so its weights load as they are.
@@ -38,7 +38,7 @@ class Attention(nn.Module):
                 Every query must see at least one key. None: everything is visible.
 
         Returns:
-            (B, Q, D).
+            (B, Q, D), to be added to the residual.
         """
         dims = query.shape[-1]
         weight, bias = self.in_proj_weight, self.in_proj_bias
@@ -54,7 +54,7 @@ class Attention(nn.Module):
             self._heads(q), self._heads(k), self._heads(v), attn_mask=visible, dropout_p=drop
         )
         out = self.out_proj(out.transpose(1, 2).flatten(2))
-        return query + dropout(out, drop, self.training)
+        return dropout(out, drop, self.training)
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, K, D) to (B, heads, K, D / heads)."""

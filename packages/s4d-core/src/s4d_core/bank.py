@@ -11,13 +11,23 @@ Three cases per sample, chosen by value:
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from .config import Sparse4DConfig
 from .state import BankState
 
-__all__ = ["assign_ids", "merge", "remember", "temporal_mask"]
+__all__ = ["Carried", "assign_ids", "merge", "remember", "temporal_mask"]
+
+
+class Carried(NamedTuple):
+    """Instances chosen for the next frame: (B, T, C), (B, T, 11), (B, T)."""
+
+    feature: Tensor
+    box: Tensor
+    confidence: Tensor
 
 
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:
@@ -70,12 +80,12 @@ def merge(
 
 def remember(
     feature: Tensor, box: Tensor, cls: Tensor, bank: BankState, config: Sparse4DConfig
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Carried, Tensor, Tensor]:
     """Choose the instances to carry on; gradients stop here.
 
     Returns:
-        feature (B, T, C), box (B, T, 11), confidence (B, T) of the chosen; the confidence (B, A)
-        of all instances after the decay rule; the index (B, T) of the chosen.
+        the chosen; the confidence (B, A) of all instances after the decay rule; the index (B, T)
+        of the chosen.
     """
     past = config.num_temporal
     confidence = cls.detach().amax(dim=-1).sigmoid()
@@ -84,13 +94,8 @@ def remember(
     head = torch.where(bank.valid[:, None], decayed, head)
     confidence = torch.cat([head, confidence[:, past:]], dim=1)
     top, index = confidence.topk(past, dim=1)
-    return (
-        gather_rows(feature.detach(), index),
-        gather_rows(box.detach(), index),
-        top,
-        confidence,
-        index,
-    )
+    chosen = Carried(gather_rows(feature.detach(), index), gather_rows(box.detach(), index), top)
+    return chosen, confidence, index
 
 
 def assign_ids(

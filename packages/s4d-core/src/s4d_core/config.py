@@ -190,9 +190,9 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         _require(
-            1 <= self.num_single_frame <= self.num_layers,
-            "decoder.num_single_frame: expected 1..num_layers, got "
-            f"{self.num_single_frame} of {self.num_layers}",
+            1 <= self.num_single_frame < self.num_layers,
+            f"decoder.num_single_frame: expected 1..{self.num_layers - 1} (fewer than "
+            f"num_layers), got {self.num_single_frame}",
         )
         _require(0 <= self.dropout < 1, f"decoder.dropout: expected 0..1, got {self.dropout}")
 

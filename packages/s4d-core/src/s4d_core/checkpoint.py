@@ -1,0 +1,125 @@
+"""Checkpoint folders: `config.json` beside `model.safetensors`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .box import BOX_DIMS
+from .config import Sparse4DConfig
+from .errors import CheckpointError, ConfigError
+from .model import Sparse4D
+
+__all__ = ["load_checkpoint", "load_weights", "save_checkpoint"]
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+CHECKPOINT_FORMAT = 1
+
+
+def save_checkpoint(model: Sparse4D, folder: str | os.PathLike[str]) -> Path:
+    """Write a model's configuration and weights; each file is written beside and renamed.
+
+    Returns:
+        the folder.
+    """
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    weights = path / (WEIGHTS_FILE + ".part")
+    save_file(tensors, weights, metadata={"format": "pt"})
+    content = {"format": CHECKPOINT_FORMAT, "model": model.config.to_dict()}
+    config = path / (CONFIG_FILE + ".part")
+    config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    weights.replace(path / WEIGHTS_FILE)
+    config.replace(path / CONFIG_FILE)
+    return path
+
+
+def load_checkpoint(folder: str | os.PathLike[str]) -> Sparse4D:
+    """Read a checkpoint folder: the model on the CPU, in eval mode.
+
+    Raises:
+        CheckpointError: a file is missing or unreadable, or weights and configuration disagree.
+        ConfigError: the configuration has unknown fields or impossible values.
+    """
+    path = Path(folder)
+    config = _read_config(path)
+    weights = path / WEIGHTS_FILE
+    if not weights.is_file():
+        raise CheckpointError(f"{path}: {WEIGHTS_FILE} is missing; is this a checkpoint folder?")
+    try:
+        tensors = load_file(weights)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{weights}: not a readable safetensors file ({error})") from error
+    model = empty_model(config)
+    load_weights(model, tensors, str(path))
+    return model
+
+
+def empty_model(config: Sparse4DConfig) -> Sparse4D:
+    """A model whose weights are about to be loaded, in eval mode."""
+    return Sparse4D(config, torch.zeros(config.num_anchors, BOX_DIMS)).eval()
+
+
+def load_weights(model: Sparse4D, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Load `tensors` by name, all of them and nothing else.
+
+    Raises:
+        CheckpointError: names or shapes differ; the message lists a few of them.
+    """
+    own = model.state_dict()
+    missing, unexpected = own.keys() - tensors.keys(), tensors.keys() - own.keys()
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{source} is not a checkpoint of {model.config.name!r}: "
+            f"{len(missing)} weights missing{_some(missing)}, "
+            f"{len(unexpected)} unexpected{_some(unexpected)}"
+        )
+    wrong = [
+        f"{name} {tuple(value.shape)} instead of {tuple(own[name].shape)}"
+        for name, value in tensors.items()
+        if value.shape != own[name].shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{source} does not fit {model.config.name!r}: {len(wrong)} weights have another "
+            f"shape{_some(wrong)}"
+        )
+    model.load_state_dict(dict(tensors))
+
+
+def _some(names: Iterable[str], count: int = 3) -> str:
+    """` (a, b, c, ...)`, or nothing for no names."""
+    ordered = sorted(names)
+    if not ordered:
+        return ""
+    return " (" + ", ".join(ordered[:count]) + (", ...)" if len(ordered) > count else ")")
+
+
+def _read_config(path: Path) -> Sparse4DConfig:
+    file = path / CONFIG_FILE
+    if not file.is_file():
+        raise CheckpointError(f"{path}: {CONFIG_FILE} is missing; is this a checkpoint folder?")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{file}: not readable JSON ({error})") from error
+    if not isinstance(content, dict) or "model" not in content:
+        raise CheckpointError(f"{file}: expected an object with 'format' and 'model'")
+    if content.get("format") != CHECKPOINT_FORMAT:
+        raise CheckpointError(
+            f"{file}: checkpoint format {content.get('format')!r} is not known; this version "
+            f"reads format {CHECKPOINT_FORMAT}"
+        )
+    try:
+        return Sparse4DConfig.from_dict(content["model"])
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
