@@ -137,4 +137,3 @@ def _size(name: str, size: tuple[int, int]) -> tuple[int, int]:
     if height < 1 or width < 1:
         raise InvalidInputError(f"expected {name} (height, width) of at least 1, got {size!r}")
     return height, width
-

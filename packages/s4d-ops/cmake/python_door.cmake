@@ -1,0 +1,28 @@
+# numpy door: the extension module s4d_ops.lib._native.
+if(S4D_PYTHON STREQUAL "OFF")
+  return()
+endif()
+if(NOT Python_Development.Module_FOUND)
+  s4d_cannot_build(S4D_PYTHON "no Python 3.10 or later with its C headers was found")
+  return()
+endif()
+execute_process(
+  COMMAND "${Python_EXECUTABLE}" -c "import pybind11; print(pybind11.get_cmake_dir())"
+  OUTPUT_VARIABLE S4D_PYBIND11_DIR OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+find_package(pybind11 2.13 CONFIG QUIET HINTS "${S4D_PYBIND11_DIR}")
+if(NOT pybind11_FOUND)
+  s4d_cannot_build(S4D_PYTHON "pybind11 2.13 or later was not found (pip install pybind11)")
+  return()
+endif()
+
+file(GLOB S4D_PYTHON_SPARSE CONFIGURE_DEPENDS csrc/python/sparse*.cpp)
+pybind11_add_module(s4d_native MODULE NO_EXTRAS csrc/python/module.cpp ${S4D_PYTHON_SPARSE})
+if(S4D_PYTHON_SPARSE)
+  target_compile_definitions(s4d_native PRIVATE S4D_WITH_SPARSE)
+endif()
+target_link_libraries(s4d_native PRIVATE s4d_core_cpu)
+target_compile_options(s4d_native PRIVATE -Wall -Wextra)
+target_link_options(s4d_native PRIVATE -Wl,-z,nodelete)
+set_target_properties(s4d_native PROPERTIES OUTPUT_NAME _native SKIP_BUILD_RPATH ON)
+install(TARGETS s4d_native LIBRARY DESTINATION lib)
+set(S4D_BUILT "${S4D_BUILT} _native" CACHE INTERNAL "")

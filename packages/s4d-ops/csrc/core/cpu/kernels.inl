@@ -1,0 +1,32 @@
+// Included once per instruction set. Everything here has internal linkage and calls no inline
+// function of the standard library: the linker must never pick this file's AVX-512 copy of a
+// function that other code shares.
+#include "aggregation_loops.inl"
+#include "image_loops.inl"
+#include "kernels.h"
+
+namespace s4d {
+namespace {
+
+template <class Storage, class Sum>
+constexpr AggregationTable table() {
+  return {&Loops<Storage, Sum>::scratch_bytes, &Loops<Storage, Sum>::forward,
+          &Loops<Storage, Sum>::backward_samples, &Loops<Storage, Sum>::backward_features,
+          &Loops<Storage, Sum>::store};
+}
+
+}  // namespace
+
+const KernelTables& S4D_KERNEL_TABLES() {
+  static const KernelTables tables = {
+      S4D_KERNEL_NAME,
+      table<float, float>(),
+      table<double, double>(),
+      table<Half, float>(),
+      table<BFloat16, float>(),
+      {&horizontal_pass, &vertical_pass, &bilinear_row},
+  };
+  return tables;
+}
+
+}  // namespace s4d

@@ -1,0 +1,51 @@
+// CPU implementations of the torch operators. Threads: as many as torch itself uses.
+#include <torch/csrc/stable/library.h>
+
+#include "aggregation_common.h"
+
+namespace {
+
+using s4d_torch::Tensor;
+
+Tensor forward(const Tensor& features, const Tensor& spatial_shapes,
+               const Tensor& level_start_index, const Tensor& locations, const Tensor& weights) {
+  const s4d_torch::AggregationInputs in(features, spatial_shapes, level_start_index, locations,
+                                        weights);
+  Tensor output = in.new_output();
+  s4d::AggregationForward args;
+  in.fill(args);
+  args.output_type = args.feature_type;
+  args.output = s4d_torch::pointer(output);
+  const std::string problem =
+      s4d::aggregation_forward_cpu(args, static_cast<int>(torch::stable::get_num_threads()));
+  STD_TORCH_CHECK(problem.empty(), problem);
+  return output;
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Tensor& features,
+                                            const Tensor& spatial_shapes,
+                                            const Tensor& level_start_index,
+                                            const Tensor& locations, const Tensor& weights,
+                                            bool need_features, bool need_locations,
+                                            bool need_weights, bool deterministic) {
+  const s4d_torch::AggregationInputs in(features, spatial_shapes, level_start_index, locations,
+                                        weights);
+  const Tensor grad = s4d_torch::checked_grad_output(in, grad_output);
+  const s4d_torch::AggregationGradients out(in, need_features, need_locations, need_weights);
+  s4d::AggregationBackward args;
+  in.fill(args);
+  out.fill(args);
+  args.grad_output = s4d_torch::pointer(grad);
+  args.deterministic = deterministic;
+  const std::string problem =
+      s4d::aggregation_backward_cpu(args, static_cast<int>(torch::stable::get_num_threads()));
+  STD_TORCH_CHECK(problem.empty(), problem);
+  return out.tuple();
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(s4d, CPU, m) {
+  m.impl("deformable_aggregation", TORCH_BOX(&forward));
+  m.impl("deformable_aggregation_backward", TORCH_BOX(&backward));
+}

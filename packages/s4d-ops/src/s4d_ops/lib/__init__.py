@@ -1,0 +1,1 @@
+"""The native libraries. ``s4d_ops.library_path`` finds them; nothing here is public."""
