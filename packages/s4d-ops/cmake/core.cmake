@@ -1,6 +1,6 @@
 # The kernel core: no framework header in sight.
 
-file(GLOB S4D_CORE_SPARSE CONFIGURE_DEPENDS csrc/core/sparse*.cpp csrc/core/cpu/sparse*.cpp)
+file(GLOB S4D_CORE_SPARSE CONFIGURE_DEPENDS csrc/core/sparse_conv/*.cpp)
 
 add_library(s4d_core_cpu STATIC
   csrc/core/deformable_aggregation.cpp
