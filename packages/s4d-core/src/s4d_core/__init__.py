@@ -28,7 +28,8 @@ from .denoising import DenoisingOutput, DenoisingQueries, TemporalDenoising
 from .errors import CheckpointError, ConfigError
 from .head import FrameOutput
 from .model import Sparse4D, Sparse4DOutput
-from .models import build_model, get_config, list_models
+from .models import build_model, get_config, list_models, reduced_config
+from .reference_names import reference_names
 from .state import BankState, BankTrace, State
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "build_model",
     "get_config",
     "list_models",
+    "reduced_config",
     "default_anchors",
     "use_reference_op",
     # configuration
@@ -69,6 +71,7 @@ __all__ = [
     # checkpoints
     "load_checkpoint",
     "save_checkpoint",
+    "reference_names",
     # errors
     "CheckpointError",
     "ConfigError",

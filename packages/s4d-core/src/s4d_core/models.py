@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import nn
 
@@ -18,7 +19,7 @@ from .errors import ConfigError
 from .model import Sparse4D
 from .strict import nearest_name
 
-__all__ = ["build_model", "get_config", "list_models"]
+__all__ = ["build_model", "get_config", "list_models", "reduced_config"]
 
 
 def sparse4dv3_r50() -> Sparse4DConfig:
@@ -47,6 +48,46 @@ _MODELS: dict[str, Callable[[], Sparse4DConfig]] = {
     "sparse4dv3_r50": sparse4dv3_r50,
     "sparse4dv3_tiny": sparse4dv3_tiny,
 }
+
+
+def reduced_config(
+    config: Sparse4DConfig | None = None,
+    embed_dims: int = 64,
+    image_size: tuple[int, int] = (64, 176),
+    num_anchors: int = 100,
+    num_temporal: int = 40,
+    num_layers: int = 3,
+    num_output: int = 50,
+) -> Sparse4DConfig:
+    """A configuration with fewer channels, instances and decoders and the same backbone.
+
+    The defaults, applied to `sparse4dv3_r50`, give the small model of the reference comparisons.
+
+    Args:
+        config: what to reduce; None: `sparse4dv3_r50`.
+        embed_dims: a multiple of 8; anchor encoder branches keep their proportions.
+    """
+    config = config or sparse4dv3_r50()
+    old = config.embed_dims
+    encoder = config.anchor_encoder
+    return replace(
+        config,
+        name=f"{config.name}_reduced",
+        embed_dims=embed_dims,
+        image=replace(config.image, size=image_size),
+        anchor_encoder=replace(
+            encoder,
+            dims=tuple(width * embed_dims // old for width in encoder.dims),
+        ),
+        decoder=replace(
+            config.decoder,
+            num_layers=num_layers,
+            ffn_channels=config.decoder.ffn_channels * embed_dims // old,
+        ),
+        num_anchors=num_anchors,
+        num_temporal=num_temporal,
+        num_output=num_output,
+    )
 
 
 def list_models() -> list[str]:
