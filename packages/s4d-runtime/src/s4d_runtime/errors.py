@@ -27,6 +27,7 @@ __all__ = [
     "ResultsError",
     "S4DError",
     "TimestampError",
+    "UsageError",
 ]
 
 
@@ -92,6 +93,10 @@ class PoseError(FrameError):
 
 class PolicyError(S4DError, ValueError):
     """A frame policy names an unknown cause or an action that the cause does not allow."""
+
+
+class UsageError(S4DError, ValueError):
+    """Command line options that make no sense together."""
 
 
 class DatasetError(S4DError):

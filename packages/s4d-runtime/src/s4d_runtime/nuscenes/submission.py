@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,11 +15,17 @@ import numpy as np
 from ..errors import ResultsError
 from ..files import atomic_write
 from ..frame import Detections
-from ..geometry import Matrix, quaternion_multiply, yaw_to_quaternion
-from .classes import CLASS_RANGE, TRACKING_NAMES, attribute_name
+from ..geometry import (
+    Matrix,
+    invert_rigid,
+    quaternion_multiply,
+    quaternion_to_matrix,
+    yaw_to_quaternion,
+)
+from .classes import CLASS_RANGE, DETECTION_NAMES, TRACKING_NAMES, attribute_name
 from .dataset import Sample
 
-__all__ = ["SubmissionWriter", "read_results"]
+__all__ = ["SubmissionWriter", "detections_of", "read_results"]
 
 MAX_BOXES = 500  # per sample, by the rules of the benchmark
 META = {
@@ -166,6 +173,42 @@ def read_results(path: str | Path) -> dict[str, list[dict[str, Any]]]:
         raise ResultsError(
             f"expected {Path(path).name} in nuScenes submission format: {error}"
         ) from None
+
+
+def detections_of(entries: Sequence[Mapping[str, Any]], sample: Sample) -> Detections:
+    """Back from results entries to boxes in the sample's LiDAR frame, by falling score.
+
+    Labels index ``DETECTION_NAMES``. Ids that are not numbers get a number of their own.
+
+    Raises:
+        ResultsError: an entry lacks a field, or names an unknown class.
+    """
+    world2lidar = invert_rigid(sample.lidar2global)
+    rotation = world2lidar[:3, :3]
+    boxes = np.zeros((len(entries), 10), dtype=np.float32)
+    scores = np.zeros(len(entries), dtype=np.float32)
+    labels = np.zeros(len(entries), dtype=np.int64)
+    ids = np.full(len(entries), -1, dtype=np.int64)
+    try:
+        for i, entry in enumerate(entries):
+            kind = "tracking" if "tracking_name" in entry else "detection"
+            turned = rotation @ quaternion_to_matrix(entry["rotation"])
+            width, length, height = entry["size"]
+            boxes[i, :3] = rotation @ np.array(entry["translation"]) + world2lidar[:3, 3]
+            boxes[i, 3:6] = length, width, height
+            boxes[i, 6] = np.arctan2(turned[1, 0], turned[0, 0])
+            boxes[i, 7:] = rotation @ np.array([*entry.get("velocity", (0, 0))[:2], 0.0])
+            scores[i] = entry[f"{kind}_score"]
+            labels[i] = DETECTION_NAMES.index(entry[f"{kind}_name"])
+            if kind == "tracking":
+                name = str(entry["tracking_id"])
+                ids[i] = int(name) if name.isdecimal() else zlib.crc32(name.encode())
+    except (KeyError, ValueError, TypeError) as error:
+        raise ResultsError(
+            f"an entry of sample {sample.token!r} is not in submission format: {error}"
+        ) from None
+    order = np.argsort(-scores, kind="stable")
+    return Detections(boxes[order], scores[order], labels[order], ids[order])
 
 
 def _quaternion(pose: Matrix) -> Matrix:

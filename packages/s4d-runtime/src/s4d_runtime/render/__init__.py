@@ -1,0 +1,7 @@
+"""Pictures of frames: camera images with projected boxes beside a bird's-eye view."""
+
+from .objects import Objects
+from .picture import Renderer, View
+from .video import write_gif, write_mp4
+
+__all__ = ["Objects", "Renderer", "View", "write_gif", "write_mp4"]
