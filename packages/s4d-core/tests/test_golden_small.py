@@ -96,7 +96,7 @@ def frame_arrays(
         ("class_scores", "cls_scores"),
     ):
         found[f"decoded/{key}"] = torch.stack([getattr(d, name) for d in detections])
-    found["decoded/index"] = rank(output.cls[-1], output.quality[-1], model.config).index
+    found["decoded/index"] = rank(output.cls[-1], output.quality[-1], model.config).rows
     return {name: value.numpy() for name, value in found.items()}
 
 

@@ -23,6 +23,7 @@ from .config import (
     ResNetConfig,
     Sparse4DConfig,
 )
+from .convert import convert_checkpoint, load_backbone
 from .decode import Detections, decode, decode_tensors
 from .denoising import DenoisingOutput, DenoisingQueries, TemporalDenoising
 from .errors import CheckpointError, ConfigError
@@ -71,6 +72,8 @@ __all__ = [
     # checkpoints
     "load_checkpoint",
     "save_checkpoint",
+    "convert_checkpoint",
+    "load_backbone",
     "reference_names",
     # errors
     "CheckpointError",

@@ -17,7 +17,7 @@ from .config import Sparse4DConfig
 from .errors import CheckpointError, ConfigError
 from .model import Sparse4D
 
-__all__ = ["load_checkpoint", "load_weights", "save_checkpoint"]
+__all__ = ["load_checkpoint", "save_checkpoint"]
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -44,7 +44,7 @@ def save_checkpoint(model: Sparse4D, folder: str | os.PathLike[str]) -> Path:
 
 
 def load_checkpoint(folder: str | os.PathLike[str]) -> Sparse4D:
-    """Read a checkpoint folder: the model on the CPU, in eval mode.
+    """Read a checkpoint folder: the model on the CPU, in float32 and eval mode.
 
     Raises:
         CheckpointError: a file is missing or unreadable, or weights and configuration disagree.
@@ -60,7 +60,8 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> Sparse4D:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{weights}: not a readable safetensors file ({error})") from error
     model = empty_model(config)
-    load_weights(model, tensors, str(path))
+    check_weights(model.state_dict(), tensors, str(path), model.config.name)
+    model.load_state_dict(tensors)
     return model
 
 
@@ -69,31 +70,30 @@ def empty_model(config: Sparse4DConfig) -> Sparse4D:
     return Sparse4D(config, torch.zeros(config.num_anchors, BOX_DIMS)).eval()
 
 
-def load_weights(model: Sparse4D, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Load `tensors` by name, all of them and nothing else.
+def check_weights(
+    own: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str, target: str
+) -> None:
+    """Names and shapes of `found` must be those of `own`, all of them and nothing else.
 
     Raises:
-        CheckpointError: names or shapes differ; the message lists a few of them.
+        CheckpointError: they are not; the message lists a few of the differences.
     """
-    own = model.state_dict()
-    missing, unexpected = own.keys() - tensors.keys(), tensors.keys() - own.keys()
+    missing, unexpected = own.keys() - found.keys(), found.keys() - own.keys()
     if missing or unexpected:
         raise CheckpointError(
-            f"{source} is not a checkpoint of {model.config.name!r}: "
+            f"{source} is not a checkpoint of {target}: "
             f"{len(missing)} weights missing{_some(missing)}, "
             f"{len(unexpected)} unexpected{_some(unexpected)}"
         )
     wrong = [
-        f"{name} {tuple(value.shape)} instead of {tuple(own[name].shape)}"
-        for name, value in tensors.items()
-        if value.shape != own[name].shape
+        f"{name} {tuple(found[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in own.items()
+        if found[name].shape != value.shape
     ]
     if wrong:
         raise CheckpointError(
-            f"{source} does not fit {model.config.name!r}: {len(wrong)} weights have another "
-            f"shape{_some(wrong)}"
+            f"{source} does not fit {target}: {len(wrong)} weights have another shape{_some(wrong)}"
         )
-    model.load_state_dict(dict(tensors))
 
 
 def _some(names: Iterable[str], count: int = 3) -> str:

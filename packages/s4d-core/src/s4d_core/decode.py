@@ -37,11 +37,11 @@ class Detections:
 
 
 class Ranking(NamedTuple):
-    """The best `num_output` instances, by falling score; all (B, K)."""
+    """The best `num_output` instances, by falling score; all (B, K). `rows` says which."""
 
     scores: Tensor
     labels: Tensor
-    index: Tensor
+    rows: Tensor
     class_scores: Tensor
 
 
@@ -87,9 +87,9 @@ def decode_tensors(
         score; K = `config.num_output`. No threshold is applied.
     """
     ranking = rank(cls, quality, config)
-    rows = ranking.index.unsqueeze(-1).expand(-1, -1, box.shape[-1])
+    rows = ranking.rows.unsqueeze(-1).expand(-1, -1, box.shape[-1])
     boxes = decode_boxes(box.gather(1, rows))
-    return boxes, ranking.scores, ranking.labels, track_ids.gather(1, ranking.index)
+    return boxes, ranking.scores, ranking.labels, track_ids.gather(1, ranking.rows)
 
 
 def decode(output: _Output, config: Sparse4DConfig) -> list[Detections]:
@@ -106,7 +106,7 @@ def decode(output: _Output, config: Sparse4DConfig) -> list[Detections]:
         cls, quality, output.box[-1], output.track_ids, config
     )
     ranking = rank(cls, quality, config)
-    own = cls.sigmoid().amax(dim=-1).gather(1, ranking.index)
+    own = cls.sigmoid().amax(dim=-1).gather(1, ranking.rows)
     result = []
     for b in range(boxes.shape[0]):
         keep = torch.ones_like(own[b], dtype=torch.bool)

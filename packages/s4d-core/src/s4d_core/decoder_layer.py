@@ -9,6 +9,7 @@ from .aggregation_op import FeatureMaps
 from .attention import Attention
 from .config import Sparse4DConfig
 from .ffn import AsymmetricFFN
+from .instance_attention import InstanceAttention, Past
 from .refinement import Refinement
 
 __all__ = ["DecoderLayer"]
@@ -42,6 +43,30 @@ class DecoderLayer(nn.Module):
         self.ffn = AsymmetricFFN(2 * dims, decoder.ffn_channels, dims, decoder.dropout)
         self.ffn_norm = nn.LayerNorm(dims)
         self.refinement = Refinement(dims, config.num_classes, config.refine_yaw)
+
+    def interact(
+        self,
+        attend: InstanceAttention,
+        feature: Tensor,
+        embed: Tensor,
+        visible: Tensor | None,
+        past: Past,
+        past_embed: Tensor,
+    ) -> Tensor:
+        """Instance features (B, A, C) updated by the past and by each other.
+
+        Args:
+            attend: prepares queries, keys and values.
+            feature, embed: (B, A, C) of the instances.
+            visible: (A, A) bool, what they see of each other; None: everything.
+            past, past_embed: the carried instances and their (B, T, C) box embeddings.
+        """
+        if self.temporal_attention is not None:
+            feature = attend.to_past(self.temporal_attention, feature, embed, past, past_embed)
+        if self.self_attention is not None and self.attention_norm is not None:
+            feature = attend.among(self.self_attention, feature, embed, visible)
+            feature = self.attention_norm(feature)
+        return feature
 
     def look(
         self,

@@ -84,6 +84,11 @@ class SparseHead(nn.Module):
             for i in range(config.decoder.num_layers)
         )
 
+    @property
+    def decoders(self) -> list[DecoderLayer]:
+        """The decoders in order."""
+        return list(self.layers)  # type: ignore[arg-type]
+
     def forward(
         self,
         maps: FeatureMaps,
@@ -111,15 +116,10 @@ class SparseHead(nn.Module):
         box_list: list[Tensor] = []
         quality_list: list[Tensor | None] = []
         update_index = None
-        for i, layer in enumerate(self.layers):
-            if layer.temporal_attention is not None:
-                feature = self.instance_attention.to_past(
-                    layer.temporal_attention, feature, embed, past, past_embed
-                )
-            if layer.self_attention is not None:
-                feature = layer.attention_norm(
-                    self.instance_attention.among(layer.self_attention, feature, embed, visible)
-                )
+        for i, layer in enumerate(self.decoders):
+            feature = layer.interact(
+                self.instance_attention, feature, embed, visible, past, past_embed
+            )
             feature = layer.look(feature, box, embed, maps, lidar2img, image_wh)
             box = layer.refinement(feature, box, embed, interval)
             # Scores between the first and the last decoder serve losses only.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -13,9 +15,15 @@ def full_precision(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def no_autocast(x: Tensor) -> torch.autocast:
-    """A context in which autocast is off on the device of `x`: for geometry and box values."""
-    return torch.autocast(x.device.type, enabled=False)
+def no_autocast(x: Tensor) -> AbstractContextManager:
+    """A context in which autocast is off on the device of `x`: for geometry and box values.
+
+    Where it is off already this does nothing, so exported graphs hold no trace of it.
+    """
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 def mlp_blocks(in_dims: int, dims: int, blocks: int, linears: int = 1) -> nn.Sequential:

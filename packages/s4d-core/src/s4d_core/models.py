@@ -69,16 +69,15 @@ def reduced_config(
     """
     config = config or sparse4dv3_r50()
     old = config.embed_dims
-    encoder = config.anchor_encoder
+    position, size, yaw, velocity = (
+        width * embed_dims // old for width in config.anchor_encoder.dims
+    )
     return replace(
         config,
         name=f"{config.name}_reduced",
         embed_dims=embed_dims,
         image=replace(config.image, size=image_size),
-        anchor_encoder=replace(
-            encoder,
-            dims=tuple(width * embed_dims // old for width in encoder.dims),
-        ),
+        anchor_encoder=replace(config.anchor_encoder, dims=(position, size, yaw, velocity)),
         decoder=replace(
             config.decoder,
             num_layers=num_layers,
@@ -136,7 +135,7 @@ def init_weights(model: Sparse4D) -> None:
     """
     model.backbone.init_weights()
     model.neck.init_weights()
-    for layer in model.head.layers:
+    for layer in model.head.decoders:
         parts: list[nn.Module | None] = [
             layer.temporal_attention,
             layer.self_attention,
