@@ -46,9 +46,9 @@ endfunction()
 
 function(s4d_door_properties name)
   if(NOT APPLE)
-    # The core is a static library: hide its symbols too. The thread pool's threads outlive any
-    # dlclose of the library, so its code must stay mapped.
-    target_link_options(${name} PRIVATE -Wl,--exclude-libs,ALL -Wl,-z,nodelete -Wl,--gc-sections)
+    # The thread pool's threads outlive any dlclose of the library: its code must stay mapped.
+    target_link_options(${name} PRIVATE -Wl,-z,nodelete -Wl,--gc-sections
+      "-Wl,--version-script,${CMAKE_CURRENT_SOURCE_DIR}/cmake/exports.map")
   endif()
   set_target_properties(${name} PROPERTIES SUFFIX ".so" SKIP_BUILD_RPATH ON)
   install(TARGETS ${name} LIBRARY DESTINATION lib RUNTIME DESTINATION lib)

@@ -126,7 +126,21 @@ int cores() {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
+thread_local HostThreads* host_threads = nullptr;
+
 }  // namespace
+
+HostThreads::HostThreads(Run run, void* context)
+    : run_(run), context_(context), outer_(host_threads) {
+  host_threads = this;
+}
+
+HostThreads::~HostThreads() { host_threads = outer_; }
+
+bool run_on_host(int count, void (*work)(void*), void* data) {
+  const HostThreads* host = host_threads;
+  return host && host->run_(host->context_, count, work, data);
+}
 
 int default_threads() {
   static const int threads = [] {
@@ -148,7 +162,12 @@ void parallel_for(int64_t count, int64_t grain, int threads,
   job.body = &body;
   job.count = count;
   job.grain = grain;
-  if (helpers <= 0 || !pool()->run(job, helpers)) job.work();
+  const auto work = [](void* data) { static_cast<Job*>(data)->work(); };
+  if (helpers <= 0) {
+    job.work();
+  } else if (!run_on_host(helpers + 1, work, &job) && !pool()->run(job, helpers)) {
+    job.work();
+  }
   if (job.error) std::rethrow_exception(job.error);
 }
 

@@ -1,9 +1,25 @@
-// CPU implementations of the torch operators. Threads: as many as torch itself uses.
+// CPU implementations of the torch operators. The threads are torch's own.
 #include <torch/csrc/stable/library.h>
 
 #include "aggregation_common.h"
+#include "core/parallel.h"
 
 namespace {
+
+struct Work {
+  void (*run)(void*);
+  void* data;
+};
+
+// at::parallel_for gives each of torch's threads a range of calls.
+bool run_on_torch(void*, int count, void (*work)(void*), void* data) {
+  Work item{work, data};
+  const auto range = [](int64_t begin, int64_t end, void* pointer) {
+    const Work& todo = *static_cast<const Work*>(pointer);
+    for (int64_t i = begin; i < end; ++i) todo.run(todo.data);
+  };
+  return torch_parallel_for(0, count, 1, range, &item) == AOTI_TORCH_SUCCESS;
+}
 
 using s4d_torch::Tensor;
 
@@ -16,6 +32,7 @@ Tensor forward(const Tensor& features, const Tensor& spatial_shapes,
   in.fill(args);
   args.output_type = args.feature_type;
   args.output = s4d_torch::pointer(output);
+  const s4d::HostThreads threads(&run_on_torch, nullptr);
   const std::string problem =
       s4d::aggregation_forward_cpu(args, static_cast<int>(torch::stable::get_num_threads()));
   STD_TORCH_CHECK(problem.empty(), problem);
@@ -37,6 +54,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   out.fill(args);
   args.grad_output = s4d_torch::pointer(grad);
   args.deterministic = deterministic;
+  const s4d::HostThreads threads(&run_on_torch, nullptr);
   const std::string problem =
       s4d::aggregation_backward_cpu(args, static_cast<int>(torch::stable::get_num_threads()));
   STD_TORCH_CHECK(problem.empty(), problem);
