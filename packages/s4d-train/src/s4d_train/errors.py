@@ -10,6 +10,10 @@ __all__ = [
     "ConfigError",
     "DataError",
     "EvaluationError",
+    "ImageFileError",
+    "IndexFormatError",
+    "MissingFileError",
+    "MissingTableError",
     "NonFiniteError",
     "S4DError",
     "TrainError",
@@ -26,6 +30,22 @@ class ConfigError(TrainError):
 
 class DataError(TrainError):
     """A data set, table, image or annotation is missing or broken."""
+
+
+class MissingTableError(DataError):
+    """A JSON table of a nuScenes data set is absent or cannot be read."""
+
+
+class MissingFileError(DataError):
+    """A file that a table names is absent."""
+
+
+class ImageFileError(DataError):
+    """An image or point file that exists but cannot be decoded."""
+
+
+class IndexFormatError(DataError):
+    """A converted index that is absent, damaged or of another format number."""
 
 
 class BatchError(TrainError):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "Sample", "collate"]
 
 
 @dataclass
@@ -44,14 +44,14 @@ class Batch:
     track_ids: list[torch.Tensor]
     """B tensors (M_b,) int64, instance numbers, unique in the data set."""
     tokens: list[str]
-    """B nuScenes sample tokens."""
+    """B nuScenes sample tokens; "" marks padding of :class:`EvaluationSampler`, to be ignored."""
     sequence_start: torch.Tensor
     """(B,) bool, True where the sample does not continue the previous batch's sequence in this
     slot: the state of the slot is to be reset."""
     photometric: torch.Tensor
-    """(B, N, 10) float32 parameters of the colour augmentation; identity in evaluation."""
+    """(B, N, 8) float32 parameters of the colour augmentation; identity in evaluation."""
     grid_mask: torch.Tensor
-    """(B, 6) float32 parameters of GridMask; first column 0 = off."""
+    """(B, 5) float32 parameters of GridMask; first column 0 = off."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch with every tensor on ``device``."""
@@ -73,3 +73,43 @@ class Batch:
             return value
 
         return Batch(**{f.name: visit(getattr(self, f.name)) for f in dataclasses.fields(self)})
+
+
+@dataclass
+class Sample:
+    """One item of the data set: the fields of :class:`Batch` without the first dimension."""
+
+    images: torch.Tensor
+    lidar2img: torch.Tensor
+    image_wh: torch.Tensor
+    timestamp: float
+    lidar2global: torch.Tensor
+    focal: torch.Tensor
+    depth: tuple[torch.Tensor, ...]
+    boxes: torch.Tensor
+    labels: torch.Tensor
+    track_ids: torch.Tensor
+    token: str
+    sequence_start: bool
+    photometric: torch.Tensor
+    grid_mask: torch.Tensor
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Stack samples; annotations stay lists because their number differs."""
+    return Batch(
+        images=torch.stack([s.images for s in samples]),
+        lidar2img=torch.stack([s.lidar2img for s in samples]),
+        image_wh=torch.stack([s.image_wh for s in samples]),
+        timestamp=torch.tensor([s.timestamp for s in samples], dtype=torch.float64),
+        lidar2global=torch.stack([s.lidar2global for s in samples]),
+        focal=torch.stack([s.focal for s in samples]),
+        depth=tuple(torch.stack(maps) for maps in zip(*(s.depth for s in samples), strict=True)),
+        boxes=[s.boxes for s in samples],
+        labels=[s.labels for s in samples],
+        track_ids=[s.track_ids for s in samples],
+        tokens=[s.token for s in samples],
+        sequence_start=torch.tensor([s.sequence_start for s in samples]),
+        photometric=torch.stack([s.photometric for s in samples]),
+        grid_mask=torch.stack([s.grid_mask for s in samples]),
+    )

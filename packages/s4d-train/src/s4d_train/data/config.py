@@ -52,6 +52,8 @@ class AugmentConfig:
     (as OpenCV's float HSV counts them), channel order, each with probability one half."""
     grid_mask_probability: float = 0.7
     grid_mask_ratio: float = 0.5
+    fast_decode: bool = True
+    """Let the JPEG decoder shrink by 2, 4 or 8 where the result is still larger than needed."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class DataConfig:
     """Strides of the depth maps; empty = none are made and no LiDAR file is read."""
     max_depth: float = 60.0
     sequence_parts: int = 2
-    """Every scene is cut into this many training sequences."""
+    """Every scene is cut into this many training sequences; 0 = every frame alone."""
     skip_probability: float = 0.5
     """Chance of dropping one frame before the next of a sequence."""
     reverse_probability: float = 0.1

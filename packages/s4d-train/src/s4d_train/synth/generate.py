@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
-from s4d_ops import S4DError
 from tqdm import tqdm
+
+from s4d_ops import S4DError
 
 from .camera import render
 from .geometry import Array, matrix_to_quaternion, yaw_matrix
@@ -145,7 +147,7 @@ class _Frame:
     """(actors, 3)"""
     visible: Array
     """(actors,) share of the pixels that are seen; -1 where none would be."""
-    hits: Array
+    hits: npt.NDArray[np.int64]
     """(actors,) LiDAR points."""
     attributes: list[str]
     kinds: list[str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,8 @@ from .town import CROSSING, HALF_ROAD, PAVEMENT, Town
 
 __all__ = ["Light", "ground_colour", "make_noise", "shade_faces", "sky_colour"]
 
-Image = npt.NDArray[np.float32]
+Image = npt.NDArray[Any]
+"""float32"""
 _TILE = 512
 
 
@@ -68,7 +70,7 @@ def _enlarge(grid: Image, factor: int) -> Image:
         flat_a = np.moveaxis(grid, axis, -1)[..., None]
         flat_b = np.moveaxis(following, axis, -1)[..., None]
         mixed = flat_a * (1 - part) + flat_b * part
-        grid = np.moveaxis(mixed.reshape(*mixed.shape[:-2], -1), -1, axis)
+        grid = np.moveaxis(mixed.reshape(*mixed.shape[:-2], -1), -1, axis).astype(np.float32)
     return np.ascontiguousarray(grid)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from typing import Any
 
 from .geometry import Array, matrix_to_quaternion
@@ -39,7 +40,7 @@ VAL_SCENES = (
 
 
 def _numbers(ranges: str) -> list[int]:
-    numbers = []
+    numbers: list[int] = []
     for item in ranges.split():
         low, _, high = item.partition("-")
         numbers.extend(range(int(low), int(high or low) + 1))
@@ -146,5 +147,5 @@ class Tables:
     @staticmethod
     def chain(rows: list[Row]) -> None:
         """Link rows that follow each other in time."""
-        for before, after in zip(rows[:-1], rows[1:], strict=True):
+        for before, after in itertools.pairwise(rows):
             before["next"], after["prev"] = after["token"], before["token"]

@@ -1,0 +1,328 @@
+"""nuScenes tables to the columns of :mod:`s4d_train.data.index`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from s4d_train.errors import DataError, MissingFileError
+
+from .config import CAMERA_NAMES, CLASS_NAMES
+from .index import DriveIndex, write_index
+from .poses import inverse, pose_matrices, rotation_matrices
+from .source import TABLES, Columns, read_tables
+
+__all__ = ["CATEGORY_CLASS", "check_files", "convert"]
+
+Array = npt.NDArray[Any]
+
+CATEGORY_CLASS = {
+    "vehicle.car": "car",
+    "vehicle.truck": "truck",
+    "vehicle.construction": "construction_vehicle",
+    "vehicle.bus.bendy": "bus",
+    "vehicle.bus.rigid": "bus",
+    "vehicle.trailer": "trailer",
+    "movable_object.barrier": "barrier",
+    "vehicle.motorcycle": "motorcycle",
+    "vehicle.bicycle": "bicycle",
+    "human.pedestrian.adult": "pedestrian",
+    "human.pedestrian.child": "pedestrian",
+    "human.pedestrian.construction_worker": "pedestrian",
+    "human.pedestrian.police_officer": "pedestrian",
+    "movable_object.trafficcone": "traffic_cone",
+}
+"""The detection classes of nuScenes; its other categories are none of them."""
+
+_VELOCITY_WINDOW = 1.5
+"""Neighbouring annotations farther apart than this (seconds) give no velocity; the devkit's."""
+
+
+def convert(
+    root: str | Path, out: str | Path, version: str, *, max_sweeps: int = 10,
+    workers: int | None = None, files: bool = False, progress: bool = True,
+) -> DriveIndex:
+    """Convert the nuScenes data set in ``root`` and write the index folder ``out``.
+
+    ``out`` is replaced when it holds an index. ``files`` also checks that every file that a sample
+    names exists. MissingTableError, MissingFileError or DataError say what is wrong.
+    """
+    root, out = Path(root), Path(out)
+    if out.exists() and any(out.iterdir()) and not (out / "index.json").is_file():
+        raise DataError(f"{out} exists and is not an index; give another folder")
+    tables: dict[str, Columns] = {}
+    digest: dict[str, str] = {}
+    steps = len(TABLES) + 4 + int(files)
+    with tqdm(total=steps, unit="step", desc=f"convert {version}", disable=not progress) as bar:
+        for name, columns, sha in read_tables(root / version, workers or os.cpu_count() or 1):
+            tables[name], digest[name] = columns, sha
+            bar.update()
+        columns, scenes = _samples(tables)
+        bar.update()
+        cameras = _sensors(tables, columns, max_sweeps)
+        bar.update()
+        instances = _annotations(tables, columns)
+        bar.update()
+        combined = "".join(digest[name] for name in sorted(digest))
+        header = {
+            "version": version,
+            "root": str(root.resolve()),
+            "source_hash": hashlib.sha256(combined.encode()).hexdigest(),
+            "cameras": cameras,
+            "classes": list(CLASS_NAMES),
+            "categories": _texts(tables["category"]["name"]),
+            "attributes": _texts(tables["attribute"]["name"]),
+            "scenes": scenes,
+            "splits": _splits(scenes),
+            "instances": instances,
+        }
+        work = out.with_name(out.name + ".partial")
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        write_index(work, header, columns)
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(work, out)
+        bar.update()
+        index = DriveIndex.open(out)
+        if files:
+            check_files(index)
+            bar.update()
+    return index
+
+
+def check_files(index: DriveIndex, root: str | Path | None = None) -> int:
+    """Check that every image and point file exists; returns how many; MissingFileError if not."""
+    root = Path(root) if root else index.root
+    names = [*index.camera_file.ravel(), *index.lidar_file, *index.sweep_file]
+    present: dict[str, set[str]] = {}
+    missing = []
+    for name in {n.decode() for n in names if n}:
+        folder, _, file = name.rpartition("/")
+        if folder not in present:
+            path = root / folder
+            present[folder] = set(os.listdir(path)) if path.is_dir() else set()
+        if file not in present[folder]:
+            missing.append(name)
+    if missing:
+        raise MissingFileError(
+            f"expected {len(names)} files below {root}, {len(missing)} are missing, the first is "
+            f"{min(missing)}; complete the data set or give its folder"
+        )
+    return len(names)
+
+
+def _texts(column: Array) -> list[str]:
+    return [value.decode() for value in column]
+
+
+class _Lookup:
+    """Row numbers of tokens."""
+
+    def __init__(self, tokens: Array) -> None:
+        self.order = np.argsort(tokens)
+        self.sorted = tokens[self.order]
+
+    def find(self, tokens: Array) -> npt.NDArray[np.int64]:
+        """(n,) rows, -1 for tokens that are not there."""
+        if not len(self.sorted):
+            return np.full(len(tokens), -1, dtype=np.int64)
+        at = np.minimum(np.searchsorted(self.sorted, tokens), len(self.sorted) - 1)
+        return np.where(self.sorted[at] == tokens, self.order[at], -1)
+
+    def rows(self, tokens: Array, what: str) -> npt.NDArray[np.int64]:
+        """(n,) rows; DataError when a token is not there."""
+        found = self.find(tokens)
+        if (found < 0).any():
+            token = tokens[int(np.argmax(found < 0))].decode()
+            raise DataError(f"the tables name the {what} {token}, which no row has")
+        return found
+
+
+def _samples(tables: dict[str, Columns]) -> tuple[Columns, list[str]]:
+    """Sample columns ordered by scene and time, and the scene names."""
+    sample, scene = tables["sample"], tables["scene"]
+    if not len(sample["token"]):
+        raise DataError("the sample table is empty; check the version")
+    scene_row = _Lookup(scene["token"]).rows(sample["scene_token"], "scene")
+    order = np.lexsort((sample["timestamp"], scene_row))
+    row = scene_row[order]
+    first = np.searchsorted(row, row)
+    columns = {
+        "token": sample["token"][order],
+        "timestamp": sample["timestamp"][order].astype(np.int64),
+        "scene": row.astype(np.int32),
+        "frame": (np.arange(len(row)) - first).astype(np.int32),
+    }
+    return columns, _texts(scene["name"])
+
+
+def _sensors(tables: dict[str, Columns], columns: Columns, max_sweeps: int) -> list[str]:
+    """Add LiDAR, camera and sweep columns; returns the camera names."""
+    data, calibrated, sensor = (tables[n] for n in ("sample_data", "calibrated_sensor", "sensor"))
+    sensor_of = _Lookup(sensor["token"]).rows(calibrated["sensor_token"], "sensor")
+    calibration = _Lookup(calibrated["token"]).rows(
+        data["calibrated_sensor_token"], "calibrated sensor"
+    )
+    channel = sensor["channel"][sensor_of][calibration]
+    modality = sensor["modality"][sensor_of][calibration]
+    sample = _Lookup(columns["token"]).find(data["sample_token"])
+    poses = _Lookup(tables["ego_pose"]["token"])
+    count = len(columns["token"])
+
+    def ego2global(rows: Array) -> Array:
+        at = poses.rows(data["ego_pose_token"][rows], "ego pose")
+        ego = tables["ego_pose"]
+        return pose_matrices(ego["rotation"][at], ego["translation"][at])
+
+    def sensor2ego(rows: Array) -> Array:
+        at = calibration[rows]
+        return pose_matrices(calibrated["rotation"][at], calibrated["translation"][at])
+
+    def key_rows(name: str) -> Array:
+        rows = np.flatnonzero((channel == name.encode()) & data["is_key_frame"] & (sample >= 0))
+        result = np.full(count, -1)
+        result[sample[rows]] = rows
+        if (result < 0).any():
+            token = columns["token"][int(np.argmax(result < 0))].decode()
+            raise DataError(f"sample {token} has no key frame of {name}")
+        return result
+
+    lidar = key_rows("LIDAR_TOP")
+    columns["lidar_file"] = data["filename"][lidar]
+    columns["lidar2ego"] = sensor2ego(lidar)
+    columns["ego2global"] = ego2global(lidar)
+    global2lidar = inverse(columns["ego2global"] @ columns["lidar2ego"])
+
+    present = set(_texts(np.unique(channel[modality == b"camera"])))
+    cameras = [name for name in CAMERA_NAMES if name in present]
+    cameras += sorted(present - set(CAMERA_NAMES))
+    rows = np.stack([key_rows(name) for name in cameras], 1) if cameras else None
+    if rows is None:
+        raise DataError("the data set has no camera")
+    flat = rows.ravel()
+    shape = rows.shape
+    columns["camera_file"] = data["filename"][flat].reshape(shape)
+    columns["camera_timestamp"] = data["timestamp"][flat].reshape(shape).astype(np.int64)
+    size = np.stack([data["width"][flat], data["height"][flat]], -1)
+    columns["camera_size"] = size.reshape(*shape, 2).astype(np.int32)
+    intrinsic = calibrated["camera_intrinsic"][calibration[flat]]
+    columns["camera_intrinsic"] = intrinsic.reshape(*shape, 3, 3).astype(np.float64)
+    columns["camera2ego"] = sensor2ego(flat).reshape(*shape, 4, 4)
+    columns["camera_ego2global"] = ego2global(flat).reshape(*shape, 4, 4)
+    camera2global = columns["camera_ego2global"] @ columns["camera2ego"]
+    columns["lidar2camera"] = inverse(camera2global) @ inverse(global2lidar)[:, None]
+
+    _sweeps(data, lidar, max_sweeps, columns)
+    sweep, owner = columns.pop("_sweep_row"), columns.pop("_sweep_sample")
+    pose = ego2global(sweep) @ sensor2ego(sweep)
+    columns["sweep2lidar"] = global2lidar[owner] @ pose
+    return cameras
+
+
+def _sweeps(data: Columns, lidar: Array, most: int, columns: Columns) -> None:
+    """Up to ``most`` LiDAR readings before each key frame, newest first."""
+    before = _Lookup(data["token"])
+    rows, owners = [], []
+    current, sample = lidar, np.arange(len(lidar))
+    for _ in range(most):
+        previous = before.find(data["prev"][current])
+        sample, current = sample[previous >= 0], previous[previous >= 0]
+        rows.append(current)
+        owners.append(sample)
+    row = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
+    owner = np.concatenate(owners) if owners else np.zeros(0, dtype=np.int64)
+    order = np.argsort(owner, kind="stable")
+    row, owner = row[order], owner[order]
+    columns["_sweep_row"], columns["_sweep_sample"] = row, owner
+    columns["sweep_start"] = np.searchsorted(owner, np.arange(len(lidar) + 1)).astype(np.int64)
+    columns["sweep_file"] = data["filename"][row]
+    columns["sweep_timestamp"] = data["timestamp"][row].astype(np.int64)
+
+
+def _annotations(tables: dict[str, Columns], columns: Columns) -> int:
+    """Add the annotation columns; returns the number of objects."""
+    rows = tables["sample_annotation"]
+    count = len(columns["token"])
+    if not len(rows["token"]):  # the test set
+        empty = np.zeros(0, dtype=np.int32)
+        columns["annotation_start"] = np.zeros(count + 1, dtype=np.int64)
+        columns["box"], columns["velocity"] = np.zeros((0, 7)), np.zeros((0, 2))
+        for name in ("label", "category", "attribute", "visibility", "instance",
+                     "num_lidar_pts", "num_radar_pts"):
+            columns[name] = empty
+        return 0
+    sample = _Lookup(columns["token"]).rows(rows["sample_token"], "sample")
+    order = np.argsort(sample, kind="stable")
+    sample = sample[order]
+    rows = {name: column[order] for name, column in rows.items()}
+    columns["annotation_start"] = np.searchsorted(sample, np.arange(count + 1)).astype(np.int64)
+
+    lidar2global = columns["ego2global"] @ columns["lidar2ego"]
+    global2lidar = inverse(lidar2global)[sample]
+    turn = global2lidar[:, :3, :3]
+    centre = np.einsum("aij,aj->ai", turn, rows["translation"]) + global2lidar[:, :3, 3]
+    heading = np.einsum("aij,aj->ai", turn, rotation_matrices(rows["rotation"])[:, :, 0])
+    yaw = np.arctan2(heading[:, 1], heading[:, 0])
+    size = rows["size"][:, [1, 0, 2]]  # nuScenes has width, length, height
+    columns["box"] = np.concatenate([centre, size, yaw[:, None]], 1)
+    velocity = _velocities(rows, columns["timestamp"][sample])
+    columns["velocity"] = np.einsum("aij,aj->ai", turn, velocity)[:, :2]
+
+    instance = _Lookup(tables["instance"]["token"]).rows(rows["instance_token"], "instance")
+    category = _Lookup(tables["category"]["token"]).rows(
+        tables["instance"]["category_token"], "category"
+    )[instance]
+    names = _texts(tables["category"]["name"])
+    label = np.array([_class_of(name) for name in names], dtype=np.int32)
+    columns["label"] = label[category]
+    columns["category"] = category.astype(np.int32)
+    attribute = _Lookup(tables["attribute"]["token"]).find(rows["attribute_tokens"])
+    columns["attribute"] = attribute.astype(np.int32)
+    visibility = rows["visibility_token"]
+    columns["visibility"] = np.where(visibility == b"", b"0", visibility).astype(np.int32)
+    columns["instance"] = instance.astype(np.int32)
+    for name in ("num_lidar_pts", "num_radar_pts"):
+        columns[name] = rows[name].astype(np.int32)
+    return len(tables["instance"]["token"])
+
+
+def _class_of(category: str) -> int:
+    name = CATEGORY_CLASS.get(category)
+    return CLASS_NAMES.index(name) if name else -1
+
+
+def _velocities(rows: Columns, timestamp: Array) -> Array:
+    """(A, 3) m/s in the global frame from the neighbours in time, as the devkit has it.
+
+    Central difference where both neighbours exist, one-sided else, NaN where the time between is
+    above 1.5 s (3 s for two neighbours) or there is no neighbour.
+    """
+    lookup = _Lookup(rows["token"])
+    own = np.arange(len(timestamp))
+    before, after = lookup.find(rows["prev"]), lookup.find(rows["next"])
+    both = (before >= 0) & (after >= 0)
+    first, last = np.where(before >= 0, before, own), np.where(after >= 0, after, own)
+    seconds = 1e-6 * (timestamp[last] - timestamp[first])
+    usable = (last != first) & (seconds <= np.where(both, 2, 1) * _VELOCITY_WINDOW) & (seconds > 0)
+    step = rows["translation"][last] - rows["translation"][first]
+    return np.where(usable[:, None], step / np.where(usable, seconds, 1.0)[:, None], np.nan)
+
+
+def _splits(scenes: list[str]) -> dict[str, list[str]]:
+    """The devkit's splits that have a scene here."""
+    from nuscenes.utils.splits import create_splits_scenes
+
+    names = set(scenes)
+    return {
+        split: present
+        for split, members in create_splits_scenes().items()
+        if (present := [name for name in members if name in names])
+    }
