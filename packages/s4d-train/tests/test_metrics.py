@@ -82,7 +82,7 @@ def test_missing_keyframe_is_named(root: Path, tmp_path: Path) -> None:
         del results["scene-b-2"]
         return {**content, "results": results}
 
-    with pytest.raises(EvaluationError, match="no entry for 1 keyframes.*scene-b-2"):
+    with pytest.raises(EvaluationError, match=r"no entry for 1 keyframes.*scene-b-2"):
         evaluate_results(root, VERSION, SCENES, *write(tmp_path, root, lose))
 
 

@@ -1,0 +1,139 @@
+"""The network of a run: built from settings, with its start weights and batch norm."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from s4d_core import Sparse4D, Sparse4DConfig, build_model, get_config, load_checkpoint
+
+from ..configs.config import FitConfig
+from ..errors import ConfigError
+
+BOX_COLUMNS = 11
+
+
+def model_config(config: FitConfig) -> Sparse4DConfig:
+    """The model's configuration with the run's image size, cameras, classes and batch norm.
+
+    Raises:
+        ConfigError: the model is not known, or the depth maps do not fit its depth branch.
+    """
+    try:
+        base = get_config(config.model.name)
+    except Exception as error:
+        raise ConfigError(f"setting 'model.name': {error}") from None
+    data, model = config.data, config.model
+    image = dataclasses.replace(base.image, size=data.image_size, resize_filter=data.resize_filter)
+    backbone = dataclasses.replace(
+        base.backbone,
+        norm_eval=model.batch_norm == "frozen",
+        checkpointing=model.checkpointing,
+    )
+    depth = base.depth if data.depth_strides and config.loss.depth > 0 else None
+    if depth is not None and len(data.depth_strides) != depth.num_levels:
+        raise ConfigError(
+            f"setting 'data.depth_strides' has {len(data.depth_strides)} levels, the depth branch "
+            f"of {base.name} has {depth.num_levels}; give as many strides, or none."
+        )
+    return base.replace(
+        image=image,
+        backbone=backbone,
+        depth=depth,
+        camera_names=tuple(data.camera_names),
+        class_names=tuple(data.class_names),
+    )
+
+
+def build_network(config: FitConfig) -> Sparse4D:
+    """The model on the CPU, in training mode, with its start weights.
+
+    Raises:
+        ConfigError: a file of anchors or weights is missing or has another shape.
+    """
+    settings, wanted = config.model, model_config(config)
+    model = build_model(wanted, read_anchors(settings.anchors, wanted.num_anchors))
+    if settings.backbone_weights:
+        load_backbone(model.backbone, Path(settings.backbone_weights))
+    if settings.init:
+        start = load_checkpoint(settings.init).state_dict()
+        load_matching(model, start, settings.init)
+    if settings.batch_norm == "frozen":
+        freeze_norms(model.backbone)
+    elif settings.batch_norm == "sync":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return model.train()
+
+
+def read_anchors(path: str, count: int) -> np.ndarray | None:
+    """Anchors (count or more, 11) of an .npy file; None for an empty `path`.
+
+    Raises:
+        ConfigError: no such file, not an array, or another shape.
+    """
+    if not path:
+        return None
+    try:
+        anchors = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"setting 'model.anchors': cannot read {path} ({error}).") from None
+    if anchors.ndim != 2 or anchors.shape[1] != BOX_COLUMNS or anchors.shape[0] < count:
+        raise ConfigError(
+            f"setting 'model.anchors': expected at least ({count}, {BOX_COLUMNS}) anchors, "
+            f"{Path(path).name} has {anchors.shape}; make them with 's4d-train anchors'."
+        )
+    if not np.isfinite(anchors).all():
+        raise ConfigError(f"setting 'model.anchors': {Path(path).name} has NaN or infinite values.")
+    return np.asarray(anchors)
+
+
+def load_backbone(backbone: nn.Module, path: Path) -> None:
+    """Loads a torchvision state dict; its classifier is left out.
+
+    Raises:
+        ConfigError: the file is missing, or its weights are of another network.
+    """
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ConfigError(
+            f"setting 'model.backbone_weights': cannot read {path} ({type(error).__name__})."
+        ) from None
+    weights = {k: v for k, v in weights.items() if not k.startswith("fc.")}
+    try:
+        backbone.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise ConfigError(
+            f"setting 'model.backbone_weights': {path.name} is not of this backbone: {first}"
+        ) from None
+
+
+def load_matching(model: nn.Module, weights: Mapping[str, torch.Tensor], source: str) -> None:
+    """Loads the weights of a checkpoint; the depth branch may be missing on either side.
+
+    Raises:
+        ConfigError: other weights are missing or have another shape.
+    """
+    own = model.state_dict()
+    differ = own.keys() ^ weights.keys()
+    wrong = sorted(k for k in differ if not k.startswith("depth_branch."))
+    wrong += [k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape]
+    if wrong:
+        raise ConfigError(
+            f"setting 'model.init': {source} does not fit the model; first difference: {wrong[0]}."
+        )
+    model.load_state_dict({**own, **{k: v for k, v in weights.items() if k in own}})
+
+
+def freeze_norms(module: nn.Module) -> None:
+    """Batch norms keep their scale and shift (their statistics are fixed by the configuration)."""
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            for parameter in part.parameters():
+                parameter.requires_grad_(False)

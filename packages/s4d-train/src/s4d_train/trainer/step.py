@@ -1,0 +1,199 @@
+"""One training step as functions of values: batch and temporal states in, losses and states out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from s4d_core import DenoisingQueries, Sparse4D, Sparse4DOutput, State, TemporalDenoising
+
+from ..data.batch import Batch
+from ..objectives.denoising import DenoisingTargets, make_denoising
+from ..objectives.detection import (
+    LossConfig,
+    Predictions,
+    average_factors,
+    denoising_losses,
+    dense_depth_loss,
+    detection_losses,
+    no_denoising_losses,
+)
+from ..objectives.draws import Draws
+from ..objectives.ground_truth import GroundTruth, pack_ground_truth
+from ..objectives.temporal_denoising import DenoisingState, carry, keep
+from .precision import Precision
+
+
+@dataclass(frozen=True)
+class TemporalState:
+    """What a step hands to the next: the model's state and the kept denoising groups."""
+
+    model: State | None = None
+    denoising: DenoisingState | None = None
+
+    def reset(self, where: Tensor) -> TemporalState:
+        """Forgets the past of the samples where the (B,) bool `where` is True."""
+        if self.model is None or self.model.timestamp.shape[0] != where.shape[0]:
+            return TemporalState()
+        return TemporalState(self.model.reset(where), self.denoising)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a batch should become: made on the host, ready on the device.
+
+    `noisy` is None for a batch without objects, or where denoising is off.
+    """
+
+    truth: GroundTruth
+    noisy: DenoisingTargets | None
+
+
+class TrainingModule(nn.Module):
+    """The model with its training precision; what DistributedDataParallel wraps."""
+
+    def __init__(self, model: Sparse4D, precision: Precision) -> None:
+        super().__init__()
+        self.model = model
+        self.precision = precision
+        # The model's own method, run in the precision of backbone and neck.
+        object.__setattr__(model, "pyramid", precision.for_features(model.pyramid))
+
+    def forward(
+        self,
+        images: Tensor,
+        batch: Batch,
+        state: State | None,
+        denoising: DenoisingQueries | None,
+    ) -> Sparse4DOutput:
+        """The model's output for prepared images (B, N, 3, H, W)."""
+        with self.precision.for_head():
+            return self.model(
+                images,
+                batch.lidar2img,
+                batch.image_wh,
+                batch.timestamp,
+                batch.lidar2global,
+                state,
+                denoising,
+                batch.focal if batch.depth else None,
+            )
+
+
+def make_targets(batch: Batch, config: LossConfig, draws: Draws, device: torch.device) -> Targets:
+    """Ground truth and noisy anchors of a batch whose ground truth is still on the host."""
+    truth = pack_ground_truth(batch.boxes, batch.labels, batch.track_ids)
+    noisy = make_denoising(truth, config.denoising, config.cost, draws)
+    return Targets(truth.to(device), None if noisy is None else noisy.to(device))
+
+
+def forward_losses(
+    module: Callable[..., Sparse4DOutput],
+    images: Tensor,
+    batch: Batch,
+    targets: Targets,
+    past: TemporalState,
+    config: LossConfig,
+    draws: Draws,
+) -> tuple[dict[str, Tensor], TemporalState]:
+    """All losses of a step, and the temporal state after it.
+
+    Args:
+        module: a `TrainingModule`, maybe inside DistributedDataParallel.
+        images: (B, N, 3, H, W), augmented and normalised.
+        batch: on the device; its ground truth is not looked at.
+        targets: of the batch.
+        past: state after the step before.
+        config: weights of the objective.
+        draws: chooses the denoising groups that live on.
+    """
+    noisy, groups = targets.noisy, config.denoising.groups
+    temporal = config.denoising.temporal_groups > 0
+    kept = past.denoising if temporal and noisy is not None else None
+    if kept is not None and (past.model is None or kept.label.shape[0] != len(batch)):
+        kept = None
+    queries = None
+    if noisy is not None:
+        before = None if kept is None else TemporalDenoising(kept.feature, kept.anchor)
+        queries = DenoisingQueries(noisy.anchor, groups, None, before)
+
+    output = module(images, batch, past.model, queries)
+
+    after = noisy
+    if noisy is not None and kept is not None:
+        assert output.denoising is not None
+        after = carry(kept, output.denoising.temporal_mask, noisy, groups)
+    free = Predictions.stack(_present(output.cls), output.box, _present(output.quality))
+    factor, first_factor, after_factor = average_factors(targets.truth, [noisy, after], free.cls)
+    losses: dict[str, Tensor] = {}
+    if output.depth is not None and config.depth > 0:
+        losses |= dense_depth_loss(output.depth, batch.depth, config)
+    next_denoising = None
+    if noisy is not None and after is not None and output.denoising is not None:
+        rows = Predictions.stack(output.denoising.cls, output.denoising.box)
+        single = _single_frame_decoders(module)
+        layers = range(rows.cls.shape[0])
+        losses |= denoising_losses(
+            rows,
+            [noisy if i < single else after for i in layers],
+            [first_factor if i < single else after_factor for i in layers],
+            config,
+        )
+        if temporal:
+            next_denoising = keep(
+                output.denoising.feature,
+                output.denoising.anchor,
+                after,
+                groups,
+                config.denoising.temporal_groups,
+                draws,
+            )
+    elif groups > 0:
+        losses |= no_denoising_losses(free)
+    # Last, because the assignment waits for the device: the work above is queued by then.
+    losses |= detection_losses(free, targets.truth, factor, config)
+    return losses, TemporalState(output.state, next_denoising)
+
+
+def _present(tensors: list[Tensor | None]) -> list[Tensor]:
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def _single_frame_decoders(module: object) -> int:
+    inner = getattr(module, "module", module)
+    assert isinstance(inner, TrainingModule)
+    return inner.model.config.decoder.num_single_frame
+
+
+def finite_state(state: TemporalState) -> TemporalState:
+    """The state with every value that is not finite replaced by 0 and its sample made invalid.
+
+    A NaN would otherwise live on: stale instances still take part in attention.
+    """
+    if state.model is None:
+        return state
+    bank = state.model.bank
+    values = (bank.feature, bank.anchor, bank.confidence)
+    fine = torch.stack([v.isfinite().flatten(1).all(dim=1) for v in values]).all(dim=0)
+    cleaned = type(bank)(
+        feature=bank.feature.nan_to_num(0.0, 0.0, 0.0),
+        anchor=bank.anchor.nan_to_num(0.0, 0.0, 0.0),
+        confidence=bank.confidence.nan_to_num(0.0, 0.0, 0.0),
+        track_id=bank.track_id,
+        id_counter=bank.id_counter,
+        valid=bank.valid & fine,
+    )
+    model = State(cleaned, state.model.timestamp, state.model.lidar2global)
+    noisy = state.denoising
+    if noisy is not None:
+        noisy = DenoisingState(
+            noisy.feature.nan_to_num(0.0, 0.0, 0.0),
+            noisy.anchor.nan_to_num(0.0, 0.0, 0.0),
+            noisy.label,
+            noisy.valid,
+            noisy.track_id,
+        )
+    return TemporalState(model, noisy)
