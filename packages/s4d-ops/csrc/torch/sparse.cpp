@@ -1,0 +1,269 @@
+// Torch operators of the sparse convolution core: schemas and CPU implementations. Sizes that
+// depend on the data (rulebooks, voxels) are outputs, so these are plain eager operators.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstring>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "core/sparse_conv/convolution.h"
+#include "core/sparse_conv/dense.h"
+#include "core/sparse_conv/gradient.h"
+#include "core/sparse_conv/rulebook.h"
+#include "core/sparse_conv/voxelize.h"
+
+STABLE_TORCH_LIBRARY_FRAGMENT(s4d, m) {
+  m.def(
+      "sparse_submanifold_table(Tensor indices, int[] shape, int batch, int[] kernel, "
+      "int[] dilation) -> Tensor");
+  m.def(
+      "sparse_strided_rulebook(Tensor indices, int[] shape, int batch, int[] kernel, "
+      "int[] stride, int[] padding, int[] dilation) -> (Tensor, Tensor)");
+  m.def("sparse_transpose_table(Tensor table, int in_rows) -> Tensor");
+  // weight (out, volume, in); transposed swaps the roles of its channels.
+  m.def(
+      "sparse_convolution(Tensor features, Tensor weight, Tensor table, Tensor? bias, "
+      "bool transposed) -> Tensor");
+  m.def("sparse_weight_gradient(Tensor features, Tensor grad_output, Tensor table) -> Tensor");
+  m.def(
+      "sparse_scatter_dense(Tensor features, Tensor indices, int[] shape, int batch, "
+      "int[] order) -> Tensor");
+  m.def(
+      "sparse_gather_dense(Tensor dense, Tensor indices, int[] shape, int batch, "
+      "int[] order) -> Tensor");
+  // rules: float32 (3, 3), rows low, high, size, columns x y z.
+  m.def(
+      "sparse_voxelize(Tensor points, Tensor rules, int[] grid, int max_points, int max_voxels)"
+      " -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+
+namespace {
+
+using namespace s4d::sparse;
+using s4d::DType;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Ints = std::vector<int64_t>;
+
+int threads() { return static_cast<int>(torch::stable::get_num_threads()); }
+
+void* pointer(const Tensor& tensor) { return tensor.numel() == 0 ? nullptr : tensor.data_ptr(); }
+
+Axes axes(const Ints& values, const char* what) {
+  STD_TORCH_CHECK(values.size() == 3, "expected three numbers for ", what, ", got ",
+                  values.size());
+  return {values[0], values[1], values[2]};
+}
+
+DType float_type(const Tensor& tensor, const char* what) {
+  if (tensor.scalar_type() == ScalarType::Float) return DType::f32;
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Double, "expected ", what,
+                  " of float32 or float64");
+  return DType::f64;
+}
+
+Tensor int_rows(const Tensor& tensor, const char* what, int64_t columns) {
+  STD_TORCH_CHECK(tensor.dim() == 2 && tensor.scalar_type() == ScalarType::Int, "expected ", what,
+                  " of two dimensions and int32");
+  STD_TORCH_CHECK(columns < 0 || tensor.size(1) == columns, "expected ", what, " with ", columns,
+                  " columns, got ", tensor.size(1));
+  return torch::stable::contiguous(tensor);
+}
+
+template <class T>
+Tensor to_tensor(const std::vector<T>& values, const Tensor& like, const Ints& sizes,
+                 ScalarType type) {
+  Tensor tensor = torch::stable::new_empty(like, sizes, type);
+  if (!values.empty()) std::memcpy(tensor.data_ptr(), values.data(), values.size() * sizeof(T));
+  return tensor;
+}
+
+Tensor submanifold_table(const Tensor& indices_in, const Ints& shape, int64_t batch,
+                         const Ints& kernel, const Ints& dilation) {
+  const Tensor indices = int_rows(indices_in, "indices", 4);
+  Geometry geometry;
+  geometry.kernel = axes(kernel, "kernel");
+  geometry.dilation = axes(dilation, "dilation");
+  const Rulebook book =
+      submanifold_rulebook(static_cast<const int32_t*>(pointer(indices)), indices.size(0),
+                           Grid{batch, axes(shape, "shape")}, geometry, threads());
+  return to_tensor(book.table, indices, {book.volume, book.out_rows}, ScalarType::Int);
+}
+
+std::tuple<Tensor, Tensor> strided(const Tensor& indices_in, const Ints& shape, int64_t batch,
+                                   const Ints& kernel, const Ints& stride, const Ints& padding,
+                                   const Ints& dilation) {
+  const Tensor indices = int_rows(indices_in, "indices", 4);
+  const Geometry geometry{axes(kernel, "kernel"), axes(stride, "stride"),
+                          axes(padding, "padding"), axes(dilation, "dilation")};
+  const Rulebook book =
+      strided_rulebook(static_cast<const int32_t*>(pointer(indices)), indices.size(0),
+                       Grid{batch, axes(shape, "shape")}, geometry, threads());
+  return {to_tensor(book.out_indices, indices, {book.out_rows, 4}, ScalarType::Int),
+          to_tensor(book.table, indices, {book.volume, book.out_rows}, ScalarType::Int)};
+}
+
+Tensor transpose(const Tensor& table_in, int64_t in_rows) {
+  const Tensor table = int_rows(table_in, "table", -1);
+  STD_TORCH_CHECK(in_rows >= 0, "expected in_rows >= 0, got ", in_rows);
+  const std::vector<int32_t> result =
+      transpose_table(static_cast<const int32_t*>(pointer(table)), table.size(0), table.size(1),
+                      in_rows, threads());
+  return to_tensor(result, table, {table.size(0), in_rows}, ScalarType::Int);
+}
+
+Tensor convolution(const Tensor& features_in, const Tensor& weight_in, const Tensor& table_in,
+                   const std::optional<Tensor>& bias_in, bool transposed) {
+  const Tensor features = torch::stable::contiguous(features_in);
+  const Tensor weight = torch::stable::contiguous(weight_in);
+  const Tensor table = int_rows(table_in, "table", -1);
+  STD_TORCH_CHECK(features.dim() == 2 && weight.dim() == 3,
+                  "expected features (rows, in) and weight (out, volume, in)");
+  STD_TORCH_CHECK(features.scalar_type() == weight.scalar_type(),
+                  "expected features and weight of one type");
+  const DType type = float_type(features, "features");
+  const PackedWeights packed(pointer(weight), type, weight.size(1), weight.size(2),
+                             weight.size(0), nullptr, transposed);
+  STD_TORCH_CHECK(features.size(1) == packed.depth() && table.size(0) == packed.volume(),
+                  "expected ", packed.depth(), " feature channels and ", packed.volume(),
+                  " table rows, got ", features.size(1), " and ", table.size(0));
+  std::optional<Tensor> bias;
+  if (bias_in) {
+    bias = torch::stable::contiguous(*bias_in);
+    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == packed.columns() &&
+                        bias->scalar_type() == features.scalar_type(),
+                    "expected a bias of ", packed.columns(), " values in the type of features");
+  }
+  Tensor output = torch::stable::new_empty(features, {table.size(1), packed.columns()});
+  Convolution task;
+  task.weights = &packed;
+  task.table = static_cast<const int32_t*>(pointer(table));
+  task.out_rows = table.size(1);
+  task.input = Features{pointer(features), type};
+  task.bias = bias ? pointer(*bias) : nullptr;
+  task.output = Features{pointer(output), type};
+  task.threads = threads();
+  check_table(task.table, table.size(0), table.size(1), features.size(0));
+  convolve(task);
+  return output;
+}
+
+Tensor weight_gradient_of(const Tensor& features_in, const Tensor& grad_in,
+                          const Tensor& table_in) {
+  const Tensor features = torch::stable::contiguous(features_in);
+  const Tensor grad = torch::stable::contiguous(grad_in);
+  const Tensor table = int_rows(table_in, "table", -1);
+  STD_TORCH_CHECK(features.dim() == 2 && grad.dim() == 2 && grad.size(0) == table.size(1) &&
+                      features.scalar_type() == grad.scalar_type(),
+                  "expected features (rows, in) and grad_output (table columns, out) of one type");
+  WeightGradient task;
+  task.type = float_type(features, "features");
+  task.volume = table.size(0);
+  task.out_rows = table.size(1);
+  task.in_channels = features.size(1);
+  task.out_channels = grad.size(1);
+  check_table(static_cast<const int32_t*>(pointer(table)), task.volume, task.out_rows,
+              features.size(0));
+  Tensor result = torch::stable::new_empty(
+      features, {task.out_channels, task.volume, task.in_channels});
+  task.table = static_cast<const int32_t*>(pointer(table));
+  task.features = pointer(features);
+  task.grad_output = pointer(grad);
+  task.grad_weight = pointer(result);
+  task.threads = threads();
+  weight_gradient(task);
+  return result;
+}
+
+DenseLayout layout_of(const Ints& shape, int64_t batch, const Ints& order, int64_t channels) {
+  const DenseLayout layout{Grid{batch, axes(shape, "shape")}, axes(order, "order"), channels};
+  check_grid(layout.grid);
+  for (int64_t axis : layout.order) {
+    STD_TORCH_CHECK(axis >= 0 && axis <= 2, "expected an axis order of 0, 1 and 2");
+  }
+  return layout;
+}
+
+Tensor scatter(const Tensor& features_in, const Tensor& indices_in, const Ints& shape,
+               int64_t batch, const Ints& order) {
+  const Tensor features = torch::stable::contiguous(features_in);
+  const Tensor indices = int_rows(indices_in, "indices", 4);
+  STD_TORCH_CHECK(features.dim() == 2 && features.size(0) == indices.size(0),
+                  "expected one feature row per index row");
+  const DenseLayout layout = layout_of(shape, batch, order, features.size(1));
+  const Axes& s = layout.grid.shape;
+  const Axes& o = layout.order;
+  Tensor dense =
+      torch::stable::new_empty(features, {batch, layout.channels, s[o[0]], s[o[1]], s[o[2]]});
+  scatter_dense(pointer(features), static_cast<const int32_t*>(pointer(indices)),
+                indices.size(0), layout, static_cast<int64_t>(features.element_size()),
+                pointer(dense), threads());
+  return dense;
+}
+
+Tensor gather(const Tensor& dense_in, const Tensor& indices_in, const Ints& shape, int64_t batch,
+              const Ints& order) {
+  const Tensor dense = torch::stable::contiguous(dense_in);
+  const Tensor indices = int_rows(indices_in, "indices", 4);
+  STD_TORCH_CHECK(dense.dim() == 5, "expected a dense tensor of five dimensions");
+  const DenseLayout layout = layout_of(shape, batch, order, dense.size(1));
+  bool fits = dense.size(0) == batch;
+  for (int place = 0; place < 3; ++place) {
+    fits = fits && dense.size(place + 2) == layout.grid.shape[layout.order[place]];
+  }
+  STD_TORCH_CHECK(fits, "the dense tensor does not have the size of the grid");
+  Tensor features = torch::stable::new_empty(dense, {indices.size(0), layout.channels});
+  gather_dense(pointer(dense), static_cast<const int32_t*>(pointer(indices)), indices.size(0),
+               layout, static_cast<int64_t>(dense.element_size()), pointer(features), threads());
+  return features;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> voxelization(const Tensor& points_in,
+                                                                const Tensor& rules_in,
+                                                                const Ints& grid,
+                                                                int64_t max_points,
+                                                                int64_t max_voxels) {
+  const Tensor points = torch::stable::contiguous(points_in);
+  const Tensor limits = torch::stable::contiguous(rules_in);
+  STD_TORCH_CHECK(points.dim() == 2 && points.scalar_type() == ScalarType::Float &&
+                      limits.numel() == 9 && limits.scalar_type() == ScalarType::Float,
+                  "expected points (count, channels) and rules (3, 3) of float32");
+  VoxelRules rules;
+  const float* numbers = static_cast<const float*>(limits.data_ptr());
+  for (int axis = 0; axis < 3; ++axis) {
+    rules.low[axis] = numbers[axis];
+    rules.high[axis] = numbers[3 + axis];
+    rules.size[axis] = numbers[6 + axis];
+  }
+  rules.grid = axes(grid, "grid");
+  rules.max_points = max_points;
+  rules.max_voxels = max_voxels;
+  const Voxels voxels = voxelize(static_cast<const float*>(pointer(points)), points.size(0),
+                                 points.size(1), rules);
+  const int64_t count = static_cast<int64_t>(voxels.kept.size());
+  const std::vector<int64_t> lost{voxels.refused_voxels, voxels.refused_points,
+                                  voxels.outside_points};
+  return {to_tensor(voxels.cells, points, {count, 3}, ScalarType::Int),
+          to_tensor(voxels.means, points, {count, points.size(1)}, ScalarType::Float),
+          to_tensor(voxels.kept, points, {count}, ScalarType::Int),
+          to_tensor(voxels.total, points, {count}, ScalarType::Int),
+          to_tensor(lost, points, {3}, ScalarType::Long)};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(s4d, CPU, m) {
+  m.impl("sparse_submanifold_table", TORCH_BOX(&submanifold_table));
+  m.impl("sparse_strided_rulebook", TORCH_BOX(&strided));
+  m.impl("sparse_transpose_table", TORCH_BOX(&transpose));
+  m.impl("sparse_convolution", TORCH_BOX(&convolution));
+  m.impl("sparse_weight_gradient", TORCH_BOX(&weight_gradient_of));
+  m.impl("sparse_scatter_dense", TORCH_BOX(&scatter));
+  m.impl("sparse_gather_dense", TORCH_BOX(&gather));
+  m.impl("sparse_voxelize", TORCH_BOX(&voxelization));
+}

@@ -1,0 +1,249 @@
+"""Sparse 3D convolution and voxelisation on torch tensors, with gradients.
+
+The modules of ``s4d_core.lidar`` are built on these functions. Geometry, index rows and weights as
+in :mod:`s4d_ops.sparse`. CPU tensors only in this version; CUDA tensors are refused with a named
+error. Forward and backward give the same bits for any number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import torch as _door  # loads the library
+from .errors import InvalidInputError, MissingLibraryError
+
+__all__ = [
+    "Rulebook",
+    "VoxelTensors",
+    "convolution",
+    "output_shape",
+    "strided_rulebook",
+    "submanifold_rulebook",
+    "to_dense",
+    "voxelize",
+]
+
+assert _door is not None
+Triple = Sequence[int]
+
+
+def _call(function: str, *arguments: Any) -> Any:
+    tensors = [a for a in arguments if isinstance(a, Tensor)]
+    if any(t.device.type != "cpu" for t in tensors):
+        raise MissingLibraryError(
+            f"sparse operators run on CPU tensors in this version, got {tensors[0].device}; "
+            "move the tensors to the CPU"
+        )
+    operator: Callable[..., Any] = getattr(torch.ops.s4d, function)
+    try:
+        return operator(*arguments)
+    except (RuntimeError, ValueError) as error:
+        raise InvalidInputError(str(error).split("\n")[0]) from None
+
+
+def _rows(indices: Tensor) -> Tensor:
+    if indices.dim() != 2 or indices.shape[1] != 4 or indices.is_floating_point():
+        raise InvalidInputError(
+            f"expected integer indices (V, 4), got {tuple(indices.shape)} {indices.dtype}"
+        )
+    return indices.to(torch.int32)
+
+
+@dataclass
+class Rulebook:
+    """Which input row meets which output row.
+
+    Attributes:
+        table: (K, M) int32, input row of each output row at each kernel offset, or -1.
+        in_rows: number of input rows.
+        in_indices, out_indices: (V, 4) and (M, 4) int32.
+        in_shape, out_shape: the two grids.
+    """
+
+    table: Tensor
+    in_rows: int
+    in_indices: Tensor
+    out_indices: Tensor
+    in_shape: tuple[int, int, int]
+    out_shape: tuple[int, int, int]
+    _inverse: Tensor | None = None
+
+    def inverse_table(self) -> Tensor:
+        """(K, in_rows) int32: the output row that reads each input row, or -1. Computed once."""
+        if self._inverse is None:
+            self._inverse = _call("sparse_transpose_table", self.table, self.in_rows)
+        return self._inverse
+
+
+def submanifold_rulebook(
+    indices: Tensor, grid_shape: Triple, batch_size: int, kernel_size: Triple, dilation: Triple
+) -> Rulebook:
+    """See :func:`s4d_ops.sparse.submanifold_rulebook`; sizes are three numbers each."""
+    rows = _rows(indices)
+    shape = (int(grid_shape[0]), int(grid_shape[1]), int(grid_shape[2]))
+    table = _call(
+        "sparse_submanifold_table", rows, shape, batch_size, list(kernel_size), list(dilation)
+    )
+    return Rulebook(table, len(rows), rows, rows, shape, shape)
+
+
+def output_shape(
+    grid_shape: Triple, kernel_size: Triple, stride: Triple, padding: Triple, dilation: Triple
+) -> tuple[int, int, int]:
+    """Grid after a strided convolution, per axis
+    ``(in + 2 padding - dilation (kernel - 1) - 1) // stride + 1``."""
+    sizes = [
+        (size + 2 * p - d * (k - 1) - 1) // s + 1
+        for size, k, s, p, d in zip(grid_shape, kernel_size, stride, padding, dilation, strict=True)
+    ]
+    return sizes[0], sizes[1], sizes[2]
+
+
+def strided_rulebook(
+    indices: Tensor,
+    grid_shape: Triple,
+    batch_size: int,
+    kernel_size: Triple,
+    stride: Triple,
+    padding: Triple,
+    dilation: Triple,
+) -> Rulebook:
+    """See :func:`s4d_ops.sparse.strided_rulebook`; sizes are three numbers each."""
+    rows = _rows(indices)
+    out_indices, table = _call(
+        "sparse_strided_rulebook", rows, list(grid_shape), batch_size, list(kernel_size),
+        list(stride), list(padding), list(dilation),
+    )  # fmt: skip
+    shape = (int(grid_shape[0]), int(grid_shape[1]), int(grid_shape[2]))
+    out = output_shape(grid_shape, kernel_size, stride, padding, dilation)
+    return Rulebook(table, len(rows), rows, out_indices, shape, out)
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        rulebook: Rulebook,
+        inverse: bool,
+    ) -> Tensor:
+        ctx.save_for_backward(features, weight)
+        ctx.rulebook, ctx.inverse = rulebook, inverse
+        table = rulebook.inverse_table() if inverse else rulebook.table
+        return _call(  # type: ignore[no-any-return]
+            "sparse_convolution", features, weight, table, bias, False
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        features, weight = ctx.saved_tensors
+        book, inverse = ctx.rulebook, ctx.inverse
+        table = book.inverse_table() if inverse else book.table
+        grad_features = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            back = book.table if inverse else book.inverse_table()
+            grad_features = _call("sparse_convolution", grad, weight, back, None, True)
+        if ctx.needs_input_grad[1]:
+            grad_weight = _call("sparse_weight_gradient", features, grad, table)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.sum(0)
+        return grad_features, grad_weight, grad_bias, None, None
+
+
+def convolution(
+    features: Tensor,
+    weight: Tensor,
+    rulebook: Rulebook,
+    bias: Tensor | None = None,
+    inverse: bool = False,
+) -> Tensor:
+    """Sparse convolution; differentiable once by features, weight and bias.
+
+    Args:
+        features: (V, in). float32 or float64; float16 and bfloat16 are computed in float32 and
+            returned in their own type. Weight and bias are converted to the type computed in.
+        weight: (out, k0, k1, k2, in).
+        inverse: from the rulebook's output rows to its input rows.
+
+    Returns:
+        (M, out), M the output rows of the rulebook (its input rows with ``inverse``).
+    """
+    compute = torch.float64 if features.dtype == torch.float64 else torch.float32
+    flat = weight.flatten(1, 3) if weight.dim() == 5 else weight
+    out = _Convolution.apply(
+        features.to(compute),
+        flat.to(compute),
+        None if bias is None else bias.to(compute),
+        rulebook,
+        inverse,
+    )
+    return out.to(features.dtype)  # type: ignore[no-any-return]
+
+
+class _ToDense(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, indices: Tensor, shape: Triple, batch: int, order: Triple
+    ) -> Tensor:
+        ctx.save_for_backward(indices)
+        ctx.layout = (list(shape), batch, list(order))
+        return _call("sparse_scatter_dense", features, indices, *ctx.layout)  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (indices,) = ctx.saved_tensors
+        return _call("sparse_gather_dense", grad, indices, *ctx.layout), None, None, None, None
+
+
+def to_dense(
+    features: Tensor,
+    indices: Tensor,
+    grid_shape: Triple,
+    batch_size: int = 1,
+    axis_order: Triple = (0, 1, 2),
+) -> Tensor:
+    """(V, C) rows to (B, C, S0, S1, S2), the grid's axes in ``axis_order``; differentiable."""
+    return _ToDense.apply(  # type: ignore[no-any-return]
+        features, _rows(indices), grid_shape, batch_size, axis_order
+    )
+
+
+@dataclass(frozen=True)
+class VoxelTensors:
+    """As :class:`s4d_ops.sparse.Voxels`, in tensors."""
+
+    cells: Tensor
+    features: Tensor
+    kept: Tensor
+    total: Tensor
+    refused_voxels: int
+    refused_points: int
+    outside_points: int
+
+
+def voxelize(
+    points: Tensor,
+    low: Sequence[float],
+    high: Sequence[float],
+    size: Sequence[float],
+    grid_shape_xyz: Triple,
+    max_points: int = 10,
+    max_voxels: int = 0,
+) -> VoxelTensors:
+    """See :func:`s4d_ops.sparse.voxelize`; ``points`` (P, C >= 3), computed in float32."""
+    rules = torch.tensor([list(low), list(high), list(size)], dtype=torch.float32)
+    cells, features, kept, total, lost = _call(
+        "sparse_voxelize", points.to(torch.float32), rules, list(grid_shape_xyz), max_points,
+        max_voxels,
+    )  # fmt: skip
+    return VoxelTensors(cells, features, kept, total, *(int(n) for n in lost))

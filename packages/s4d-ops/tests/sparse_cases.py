@@ -1,0 +1,72 @@
+"""Dense loops that say what a sparse convolution means, and the golden data's rules."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+SHARED = Path(os.environ.get("S4D_SHARED", Path(__file__).parents[3].parent / "shared"))
+GOLDEN = SHARED / "golden" / "lidar"
+DATA = SHARED / "data" / "lidar"
+
+
+def golden(name: str):
+    """One golden archive; skips the test where the shared data is absent."""
+    path = GOLDEN / name
+    if not path.exists():
+        pytest.skip(f"no golden data: {name} is not under S4D_SHARED")
+    return np.load(path)
+
+
+def golden_rules() -> ModuleType:
+    """The numpy-only rules that come with the golden data."""
+    path = GOLDEN / "rules.py"
+    if not path.exists():
+        pytest.skip("no golden data: rules.py is not under S4D_SHARED")
+    spec = importlib.util.spec_from_file_location("golden_rules", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def random_sites(rng, shape, batch: int, count: int) -> np.ndarray:
+    """`count` different index rows in random order (fewer if the grid is smaller)."""
+    cells = batch * int(np.prod(shape))
+    keys = rng.permutation(cells)[:count]
+    return np.stack(np.unravel_index(keys, (batch, *shape)), 1).astype(np.int32)
+
+
+def to_grid(features, indices, shape, batch: int) -> np.ndarray:
+    grid = np.zeros((batch, *shape, features.shape[1]), features.dtype)
+    grid[tuple(np.asarray(indices).T)] = features
+    return grid
+
+
+def dense_convolution(features, indices, shape, batch, weight, stride, padding, dilation):
+    """Every output cell of the grid: values (B, *out, C) and whether an input is in its window."""
+    kernel = weight.shape[1:4]
+    out = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(shape, kernel, stride, padding, dilation, strict=True)
+    ]
+    pad = [(p, p + s) for p, s in zip(padding, stride, strict=True)]
+    values = np.pad(to_grid(features, indices, shape, batch), [(0, 0), *pad, (0, 0)])
+    ones = np.ones((len(indices), 1))
+    active = np.pad(to_grid(ones, indices, shape, batch), [(0, 0), *pad, (0, 0)])
+    result = np.zeros((batch, *out, weight.shape[0]), weight.dtype)
+    hits = np.zeros((batch, *out))
+    for offset in itertools.product(*map(range, kernel)):
+        at = tuple(
+            slice(k * d, k * d + (n - 1) * s + 1, s)
+            for k, d, n, s in zip(offset, dilation, out, stride, strict=True)
+        )
+        result += values[(slice(None), *at)] @ weight[(slice(None), *offset)].T
+        hits += active[(slice(None), *at, 0)]
+    return result, hits > 0
