@@ -59,16 +59,6 @@ def golden_arrays(version: str, name: str) -> dict[str, np.ndarray]:
         return {key: file[key] for key in file.files}
 
 
-def rule_weights(model: s4d_core.Sparse4D, anchor: np.ndarray) -> dict[str, torch.Tensor]:
-    """The state of `model` by the golden weight rule, under the published names."""
-    rules = golden_module("v3", "rules")
-    names = s4d_core.reference_names(model.state_dict(), model.config)
-    return {
-        theirs: torch.from_numpy(rules.rule_tensor(theirs, model.state_dict()[ours].shape, anchor))
-        for ours, theirs in names.items()
-    }
-
-
 @cache
 def native_op_missing() -> str:
     """Why the native operator cannot be used here, or an empty string."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import golden_arrays, golden_module, rule_weights
+from conftest import golden_arrays, golden_module
+from golden_model import golden_model, variant_arrays
 
 import s4d_core
 from s4d_core.decode import rank
 
+FILE = "golden_small.npz"
 FRAMES = 4
 DISCRETE = (
     "update_index",
@@ -27,21 +29,10 @@ DISCRETE = (
 )
 
 
-def small_model(variant: str, dtype: torch.dtype) -> s4d_core.Sparse4D:
-    """The golden small model with its rule weights."""
-    config = s4d_core.reduced_config().replace(refine_yaw=variant.startswith("hz"))
-    arrays = golden_arrays("v3", "golden_small.npz")
-    model = s4d_core.build_model(config, anchors=arrays["in/anchor"])
-    theirs = s4d_core.reference_names(model.state_dict(), config)
-    weights = rule_weights(model, arrays["in/anchor"])
-    model.load_state_dict({ours: weights[name] for ours, name in theirs.items()})
-    return model.to(dtype).eval()
-
-
 def roll_out(variant: str, dtype: torch.dtype) -> dict[str, np.ndarray]:
     """All frames through `Sparse4D.forward`, named as the golden arrays are."""
-    rules, arrays = golden_module("v3", "rules"), golden_arrays("v3", "golden_small.npz")
-    model = small_model(variant, dtype)
+    rules, arrays = golden_module("v3", "rules"), golden_arrays("v3", FILE)
+    model = golden_model(FILE, variant, dtype).eval()
     batch, (height, width) = rules.SMALL["bs"], model.config.image.size
     lidar2img = torch.from_numpy(arrays["in/lidar2img"]).to(dtype)
     image_wh = torch.tensor([width, height], dtype=dtype).expand(batch, 6, 2)
@@ -100,15 +91,9 @@ def frame_arrays(
     return {name: value.numpy() for name, value in found.items()}
 
 
-def reference(variant: str) -> dict[str, np.ndarray]:
-    prefix = variant + "/"
-    arrays = golden_arrays("v3", "golden_small.npz")
-    return {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
-
-
 @pytest.mark.parametrize("variant", ["hz64", "se2e64"])
 def test_float64_equals_the_reference(variant: str, both_ops: str) -> None:
-    mine, theirs = roll_out(variant, torch.float64), reference(variant)
+    mine, theirs = roll_out(variant, torch.float64), variant_arrays(FILE, variant)
     compared = 0
     for name, value in theirs.items():
         kind = name.split("/", 1)[1]
@@ -131,7 +116,7 @@ def test_float64_equals_the_reference(variant: str, both_ops: str) -> None:
 @pytest.mark.parametrize("variant", ["hz32", "se2e32"])
 def test_float32_is_as_close_as_the_reference_is_to_itself(variant: str, any_op: None) -> None:
     check = golden_module("v3", "check")
-    mine, theirs = roll_out(variant, torch.float32), reference(variant[:-2] + "64")
+    mine, theirs = roll_out(variant, torch.float32), variant_arrays(FILE, variant[:-2] + "64")
     for name, row in check.matched(theirs, mine).items():
         layer0 = "layer0/" in name
         assert row["median"] < 1e-4, (name, row)
