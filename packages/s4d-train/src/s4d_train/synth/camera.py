@@ -44,7 +44,7 @@ class View:
     """(actors,) pixels that the actor would fill if nothing hid it."""
     actor: npt.NDArray[np.int64]
     """(H, W) number of the actor in front, -1 elsewhere."""
-    depth: npt.NDArray[np.float64]
+    depth: npt.NDArray[np.float32]
     """(H, W) metres along the optical axis, infinity for the sky."""
 
 
@@ -71,51 +71,62 @@ def render(
     pairs = np.unique(owner[own] * (width * height) + fragments.pixel[own])
     covered = np.bincount(pairs // (width * height), minlength=actors)
 
-    column, row = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-    rays = np.stack(
-        [(column.ravel() - camera.intrinsic[0, 2]) / camera.intrinsic[0, 0],
-         (row.ravel() - camera.intrinsic[1, 2]) / camera.intrinsic[1, 1],
-         np.ones(width * height)], -1,
-    ) @ rotation.T
-    depth = seen.depth.copy()
+    rays = _rays(camera) @ rotation.T.astype(np.float32)
+    depth = seen.depth.astype(np.float32)
     colour = np.empty((width * height, 3), dtype=np.float32)
+    origin = eye.astype(np.float32)
 
     solid = np.flatnonzero(face >= 0)
     f = face[solid]
-    position = eye + rays[solid] * depth[solid, None]
+    position = origin + rays[solid] * depth[solid, None]
     colour[solid] = shade_faces(
-        light, noise, position, faces.normals[f], faces.colours[f], faces.materials[f]
+        light, noise, position, faces.normals[f].astype(np.float32), faces.colours[f],
+        faces.materials[f],
     )
 
     down = (face < 0) & (rays[:, 2] < -1e-3)
     ground = np.flatnonzero(down)
-    distance = -eye[2] / rays[ground, 2]
+    ray = rays[ground]
+    distance = -origin[2] / ray[:, 2]
     depth[ground] = distance
-    spot = eye[:2] + rays[ground, :2] * distance[:, None]
+    spot = origin[:2] + ray[:, :2] * distance[:, None]
     # A pixel is longer on the ground the flatter it is seen.
-    slant = np.linalg.norm(rays[ground], axis=1) * distance
-    footprint = slant / camera.intrinsic[0, 0] * np.sqrt(slant / eye[2])
+    slant = np.sqrt(np.einsum("ni,ni->n", ray, ray)) * distance
+    footprint = slant * np.sqrt(slant) * np.float32(1 / camera.intrinsic[0, 0] / origin[2] ** 0.5)
     shadow = _shadow(faces, light, camera, rotation, eye)[ground]
     tone = ground_colour(town, noise, spot[:, 0], spot[:, 1], footprint)
-    sunlight = light.direct * light.sun[2] * np.where(shadow, 0.0, 1.0)
-    colour[ground] = tone * (light.ambient + sunlight).astype(np.float32)[:, None]
+    sunlight = light.direct * light.sun[2]
+    tone *= np.where(shadow, light.ambient, light.ambient + sunlight).astype(np.float32)[:, None]
+    colour[ground] = tone
 
     sky = np.flatnonzero((face < 0) & ~down)
-    unit = rays[sky] / np.linalg.norm(rays[sky], axis=1, keepdims=True)
-    colour[sky] = sky_colour(light, noise, unit)
+    ray = rays[sky]
+    ray /= np.sqrt(np.einsum("ni,ni->n", ray, ray))[:, None]
+    colour[sky] = sky_colour(light, noise, ray)
 
-    clear = np.ones(width * height, dtype=np.float32)
-    hazy = np.isfinite(depth)
-    clear[hazy] = np.exp(-light.haze * np.minimum(depth[hazy], 3000.0))
-    clear = clear[:, None]
-    colour = colour * clear + (1 - clear) * np.asarray(light.horizon, np.float32)
-
-    picture = np.power(np.clip(colour, 0.0, 1.0), 1 / 1.7).reshape(height, width, 3) * 255.0
-    picture += rng.standard_normal((height, width, 1), dtype=np.float32) * 2.0
+    clear = np.exp(np.float32(-light.haze) * np.minimum(depth, 3000.0))
+    clear[sky] = 1.0
+    horizon = np.asarray(light.horizon, np.float32)
+    colour = horizon + clear[:, None] * (colour - horizon)
+    colour += rng.standard_normal((width * height, 1), dtype=np.float32) * np.float32(0.008)
+    np.clip(colour, 0.0, 1.0, out=colour)
+    picture = _GAMMA[(colour * 4095.0).astype(np.uint16)].reshape(height, width, 3)
     return View(
-        np.clip(picture, 0, 255).astype(np.uint8), visible, covered,
-        actor.reshape(height, width), depth.reshape(height, width),
+        picture, visible, covered, actor.reshape(height, width), depth.reshape(height, width)
     )
+
+
+_GAMMA = (np.power(np.arange(4096) / 4095.0, 1 / 1.7) * 255.0 + 0.5).astype(np.uint8)
+
+
+def _rays(camera: Camera) -> Image:
+    """(H * W, 3) directions of the pixel centres with depth 1, in the camera's frame."""
+    column = (np.arange(camera.width) + 0.5 - camera.intrinsic[0, 2]) / camera.intrinsic[0, 0]
+    row = (np.arange(camera.height) + 0.5 - camera.intrinsic[1, 2]) / camera.intrinsic[1, 1]
+    rays = np.ones((camera.height, camera.width, 3), dtype=np.float32)
+    rays[..., 0] = column
+    rays[..., 1] = row[:, None]
+    return rays.reshape(-1, 3)
 
 
 def _shadow(

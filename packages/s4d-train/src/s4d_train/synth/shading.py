@@ -75,9 +75,22 @@ def _enlarge(grid: Image, factor: int) -> Image:
 
 
 def _lookup(noise: Image, x: Image, y: Image, scale: float) -> Image:
-    i = np.floor(x * scale).astype(np.int64) & (_TILE - 1)
-    j = np.floor(y * scale).astype(np.int64) & (_TILE - 1)
+    i = np.floor(x * np.float32(scale)).astype(np.int32) & (_TILE - 1)
+    j = np.floor(y * np.float32(scale)).astype(np.int32) & (_TILE - 1)
     result: Image = noise[i, j]
+    return result
+
+
+def _smooth(noise: Image, x: Image, y: Image, scale: float) -> Image:
+    """Bilinear :func:`_lookup`."""
+    u, v = x * np.float32(scale), y * np.float32(scale)
+    iu, iv = np.floor(u), np.floor(v)
+    fu, fv = u - iu, v - iv
+    i, j = iu.astype(np.int32) & (_TILE - 1), iv.astype(np.int32) & (_TILE - 1)
+    i1, j1 = (i + 1) & (_TILE - 1), (j + 1) & (_TILE - 1)
+    low = noise[i, j] * (1 - fv) + noise[i, j1] * fv
+    high = noise[i1, j] * (1 - fv) + noise[i1, j1] * fv
+    result: Image = low * (1 - fu) + high * fu
     return result
 
 
@@ -99,57 +112,67 @@ def _blend(colour: Image, paint: tuple[float, float, float], amount: Image) -> N
     colour += amount[:, None] * (np.asarray(paint, dtype=np.float32) - colour)
 
 
-def ground_colour(town: Town, noise: Image, x: Array, y: Array, footprint: Array) -> Image:
+def ground_colour(town: Town, noise: Image, x: Image, y: Image, footprint: Image) -> Image:
     """(n, 3) colour of the ground at town coordinates; ``footprint`` metres per pixel."""
-    # Texture positions need float64 only for the fraction of a block, taken here.
-    dx64, dy64 = town.offsets(x, y)
-    dx, dy = dx64.astype(np.float32), dy64.astype(np.float32)
-    fp = np.maximum(footprint, 0.01).astype(np.float32)
-    xf, yf = x.astype(np.float32), y.astype(np.float32)
+    dx, dy = town.offsets(x, y)
+    fp = np.maximum(footprint, 0.01)
     ax, ay = np.abs(dx), np.abs(dy)
     nearest = np.minimum(ax, ay)
     road = nearest < HALF_ROAD
     pavement = ~road & (nearest < HALF_ROAD + PAVEMENT)
 
-    fine = _lookup(noise, xf, yf, 14.0) / (1.0 + 12.0 * fp)
-    coarse = _lookup(noise, xf, yf, 1.7)
-    colour = np.empty((len(x), 3), dtype=np.float32)
-    colour[:] = town.lawn
-    colour[pavement] = (0.50, 0.48, 0.46)
-    colour[road] = (0.235, 0.24, 0.25)
-    strength = np.where(road, 0.10, np.where(pavement, 0.07, 0.28)).astype(np.float32)
-    colour *= (1.0 + strength * (fine + 0.8 * coarse))[:, None]
+    fine = _lookup(noise, x, y, 14.0) / (1.0 + 12.0 * fp)
+    coarse = _lookup(noise, x, y, 1.7)
+    surface = np.where(road, 0, np.where(pavement, 1, 2))
+    palette = np.array([(0.235, 0.24, 0.25), (0.50, 0.48, 0.46), town.lawn], dtype=np.float32)
+    colour = palette[surface]
+    strength = np.array([0.10, 0.07, 0.28], dtype=np.float32)[surface]
+    gain = 1.0 + strength * (fine + 0.8 * coarse)
+    # Tyres polish the tracks of each lane.
+    across = nearest[road]
+    track = np.exp(-3.0 * ((np.mod(across, 3.5) - 1.75) ** 2 - 0.7) ** 2)
+    gain[road] *= 1.0 - 0.07 * track * (across < 7.0)
+    colour *= gain[:, None]
 
+    paved = np.flatnonzero(pavement)
+    near = fp[paved]
     tiles = np.maximum(
-        _line(np.mod(xf, 1.5) - 0.75, 0.03, fp), _line(np.mod(yf, 1.5) - 0.75, 0.03, fp)
+        _line(np.mod(x[paved], 1.5) - 0.75, 0.03, near),
+        _line(np.mod(y[paved], 1.5) - 0.75, 0.03, near),
     )
-    _blend(colour, (0.33, 0.32, 0.31), 0.7 * tiles * pavement)
-    kerb = _line(nearest - HALF_ROAD - 0.1, 0.14, fp)
-    _blend(colour, (0.62, 0.61, 0.59), kerb)
+    colour[paved] += (0.7 * tiles)[:, None] * (np.float32([0.33, 0.32, 0.31]) - colour[paved])
+    edge = np.flatnonzero(np.abs(nearest - HALF_ROAD - 0.1) < 0.14 + fp)
+    kerb = _line(nearest[edge] - HALF_ROAD - 0.1, 0.14, fp[edge])
+    colour[edge] += kerb[:, None] * (np.float32([0.62, 0.61, 0.59]) - colour[edge])
 
-    white = (0.82, 0.82, 0.80)
     worn = np.clip(0.85 + 0.3 * coarse, 0.3, 1.0)
-    for across, before, along in ((ay, ax, xf), (ax, ay, yf)):
-        # Street with lateral distance `across`; `before` is the distance to the crossing street.
-        lane = (across < HALF_ROAD) & (before > HALF_ROAD + CROSSING[1] + 0.5)
-        marks = _line(across - 3.5, 0.08, fp) * _dashes(along, 6.0, 0.5, fp)
-        marks = np.maximum(marks, 0.8 * _line(across - 7.0, 0.06, fp))
-        _blend(colour, white, marks * lane * worn)
-        _blend(colour, (0.80, 0.58, 0.08), _line(across - 0.17, 0.07, fp) * lane * worn)
-        side = dy if across is ay else dx
-        zebra = (across < HALF_ROAD - 0.3) & (before > HALF_ROAD + CROSSING[0])
-        zebra &= before < HALF_ROAD + CROSSING[1]
-        _blend(colour, white, _dashes(side + 50.0, 1.1, 0.5, fp) * zebra * worn)
-        stop = (across < 7.0) & (across > 0.3)
-        stop &= np.abs(before - HALF_ROAD - CROSSING[1] - 1.0) < 0.2
-        _blend(colour, white, stop * worn * np.minimum(1.0, 0.4 / fp))
-        # Parking bays.
-        bay = _line(np.mod(along, 6.4) - 3.2, 0.05, fp) * (across > 7.0) * lane
-        _blend(colour, white, 0.7 * bay)
-        # Tyres polish the middle of each lane's tracks.
-        track = np.exp(-((np.mod(across, 3.5) - 1.75) ** 2 - 0.7) ** 2 * 3.0)
-        colour *= (1.0 - 0.07 * track * (across < 7.0) * road)[:, None]
+    for lateral, ahead, along, side in ((ay, ax, x, dy), (ax, ay, y, dx)):
+        # A street with lateral distance `lateral`; `ahead` is the distance to the crossing one.
+        on = np.flatnonzero((lateral < HALF_ROAD) & (ahead > HALF_ROAD + CROSSING[0]))
+        white, yellow = _markings(lateral[on], ahead[on], along[on], side[on], fp[on])
+        wear = worn[on]
+        tone = colour[on]
+        tone += (white * wear)[:, None] * (np.float32([0.82, 0.82, 0.80]) - tone)
+        tone += (yellow * wear)[:, None] * (np.float32([0.80, 0.58, 0.08]) - tone)
+        colour[on] = tone
     return colour
+
+
+def _markings(
+    lateral: Image, ahead: Image, along: Image, side: Image, fp: Image
+) -> tuple[Image, Image]:
+    """Coverage 0..1 by white and by yellow paint on a street outside its crossings."""
+    lane = ahead > HALF_ROAD + CROSSING[1] + 0.5
+    white = _line(lateral - 3.5, 0.08, fp) * _dashes(along, 6.0, 0.5, fp)
+    white = np.maximum(white, 0.8 * _line(lateral - 7.0, 0.06, fp))
+    bay = _line(np.mod(along, 6.4) - 3.2, 0.05, fp) * (lateral > 7.0)
+    white = np.maximum(white, 0.7 * bay) * lane
+    zebra = (lateral < HALF_ROAD - 0.3) & (ahead < HALF_ROAD + CROSSING[1])
+    white = np.maximum(white, _dashes(side + 50.0, 1.1, 0.5, fp) * zebra)
+    stop = (lateral < 7.0) & (lateral > 0.3)
+    stop &= np.abs(ahead - HALF_ROAD - CROSSING[1] - 1.0) < 0.2
+    white = np.maximum(white, stop * np.minimum(1.0, 0.4 / fp))
+    return white, _line(lateral - 0.17, 0.07, fp) * lane
 
 
 def sky_colour(light: Light, noise: Image, direction: Array) -> Image:
@@ -161,8 +184,8 @@ def sky_colour(light: Light, noise: Image, direction: Array) -> Image:
     )
     reach = 260.0 / (up + 0.12)
     plane = direction[:, :2].astype(np.float32) * reach[:, None]
-    cloud = 0.6 * _lookup(noise, plane[:, 0], plane[:, 1], 0.11)
-    cloud += 0.4 * _lookup(noise, plane[:, 0], plane[:, 1], 0.31)
+    cloud = 0.65 * _smooth(noise, plane[:, 0], plane[:, 1], 0.035)
+    cloud += 0.35 * _smooth(noise, plane[:, 0], plane[:, 1], 0.13)
     cover = np.clip(cloud + 2.2 * light.cloud - 0.5, 0.0, 1.0) * np.clip(up * 6.0, 0.0, 1.0)
     _blend(colour, (0.90, 0.91, 0.93), 0.75 * cover)
     return colour
@@ -203,7 +226,7 @@ def _facade(base: Image, noise: Image, x: Image, y: Image, z: Image, normal: Arr
     along = np.where(np.abs(normal[:, 0]) > 0.5, y, x).astype(np.float32)
     storey, bay = z / 3.4, along / 3.1
     in_storey, in_bay = np.mod(storey, 1.0), np.mod(bay, 1.0)
-    cell = _lookup(noise, np.floor(bay) * 7.3 + x * 0 + 13.0, np.floor(storey) * 11.7, 1.0)
+    cell = _lookup(noise, np.floor(bay) * 7.3 + 13.0, np.floor(storey) * 11.7, 1.0)
     window = (in_storey > 0.30) & (in_storey < 0.80) & (in_bay > 0.24) & (in_bay < 0.76)
     shop = (z < 3.0) & (z > 0.4) & (in_bay > 0.06) & (in_bay < 0.94)
     result = base * (1.0 + 0.10 * _lookup(noise, along, z, 6.0))[:, None]

@@ -73,14 +73,14 @@ class Traffic:
         def count(mean: float) -> int:
             return int(self.rng.poisson(mean * share))
 
-        for _ in range(max(1, count(0.9))):
+        for _ in range(max(1, count(1.5))):
             self._work_zone()
-        for name, mean in (("bus", 1.3), ("truck", 1.8), ("trailer", 0.9), ("car", 7.0),
-                           ("motorcycle", 1.8), ("bicycle", 1.8)):
+        for name, mean in (("bus", 2.0), ("truck", 1.8), ("trailer", 1.8), ("car", 5.5),
+                           ("motorcycle", 2.8), ("bicycle", 2.8)):
             for _ in range(count(mean)):
                 self._driver(name)
-        for name, mean in (("trailer", 0.9), ("truck", 1.2), ("bus", 0.6), ("car", 6.5),
-                           ("motorcycle", 1.2), ("bicycle", 1.6)):
+        for name, mean in (("trailer", 1.6), ("truck", 1.4), ("bus", 1.0), ("car", 5.0),
+                           ("motorcycle", 2.2), ("bicycle", 2.4)):
             for _ in range(count(mean)):
                 self._parked(name)
         for _ in range(count(9.0)):
