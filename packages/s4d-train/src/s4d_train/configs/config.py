@@ -21,6 +21,7 @@ class ModelSettings:
         init: checkpoint folder to start from (weights only); empty = none.
         batch_norm: `train` (each device its own statistics), `sync` (shared over the ranks) or
             `frozen` (running statistics, no gradient).
+        dropout: replaces the model's own dropout rates; None keeps them.
         checkpointing: recompute backbone activations in the backward pass to save memory.
         compile: compile backbone and neck with torch.compile.
     """
@@ -30,6 +31,7 @@ class ModelSettings:
     backbone_weights: str = ""
     init: str = ""
     batch_norm: Literal["train", "sync", "frozen"] = "train"
+    dropout: float | None = None
     checkpointing: bool = False
     compile: bool = False
 
@@ -79,6 +81,8 @@ class RunSettings:
         keep: checkpoints that stay on disk; older ones are removed.
         non_finite: what a NaN or infinite loss does: `skip` the step or `stop` the run.
         max_skips: with `skip`, the run stops after this many bad steps in a row.
+        reset_sequences: start the temporal state anew where a slot of the batch begins another
+            sequence, as on board. False: the published recipe, which lets time gaps decide.
         deterministic: ask torch for deterministic kernels.
         tf32: let float32 matrix products use TF32 where the device has it.
     """
@@ -96,6 +100,7 @@ class RunSettings:
     keep: int = 3
     non_finite: Literal["skip", "stop"] = "skip"
     max_skips: int = 20
+    reset_sequences: bool = True
     deterministic: bool = False
     tf32: bool = True
 

@@ -108,7 +108,7 @@ def _rank_file(rank: int) -> str:
 def _load(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise CheckpointError(
-            f"{file.parent.name} has no {file.name}; delete the folder and resume from an older one."
+            f"{file.parent.name} has no {file.name}; delete it and resume from an older one."
         )
     try:
         return dict(torch.load(file, map_location="cpu", weights_only=True))

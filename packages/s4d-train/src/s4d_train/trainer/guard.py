@@ -57,8 +57,8 @@ def clip_gradients(
     Nothing is clipped where `limit` is 0.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norms = torch._foreach_norm(gradients)
-    norm = torch.linalg.vector_norm(torch.stack([n.float() for n in norms])) / scale
+    norms = list(torch._foreach_norm(gradients))
+    norm = torch.linalg.vector_norm(torch.stack(norms)) / scale
     factor = (limit / (norm + 1e-6)).clamp(max=1.0) if limit > 0 else torch.ones_like(norm)
     torch._foreach_mul_(gradients, factor / scale)
     return norm, (~norm.isfinite()).to(norm.dtype)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from s4d_core import Sparse4D, Sparse4DConfig, build_model, get_config, load_checkpoint
+from s4d_core import ImageConfig, Sparse4D, Sparse4DConfig, build_model, get_config, load_checkpoint
 
 from ..configs.config import FitConfig
 from ..errors import ConfigError
@@ -29,7 +29,12 @@ def model_config(config: FitConfig) -> Sparse4DConfig:
     except Exception as error:
         raise ConfigError(f"setting 'model.name': {error}") from None
     data, model = config.data, config.model
-    image = dataclasses.replace(base.image, size=data.image_size, resize_filter=data.resize_filter)
+    image = ImageConfig(
+        data.image_size,
+        base.image.mean,
+        base.image.std,
+        data.resize_filter,  # type: ignore[arg-type]  # checked by ImageConfig's users
+    )
     backbone = dataclasses.replace(
         base.backbone,
         norm_eval=model.batch_norm == "frozen",
@@ -41,7 +46,13 @@ def model_config(config: FitConfig) -> Sparse4DConfig:
             f"setting 'data.depth_strides' has {len(data.depth_strides)} levels, the depth branch "
             f"of {base.name} has {depth.num_levels}; give as many strides, or none."
         )
+    decoder, aggregation = base.decoder, base.aggregation
+    if model.dropout is not None:
+        decoder = dataclasses.replace(decoder, dropout=model.dropout)
+        aggregation = dataclasses.replace(aggregation, dropout=model.dropout)
     return base.replace(
+        decoder=decoder,
+        aggregation=aggregation,
         image=image,
         backbone=backbone,
         depth=depth,

@@ -1,0 +1,44 @@
+"""The temporal state of training as plain dictionaries of tensors, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from s4d_core import BankState, State
+
+from ..objectives.temporal_denoising import DenoisingState
+from .step import TemporalState
+
+
+def pack_state(state: TemporalState) -> dict[str, Any]:
+    """Tensors on the CPU, in dictionaries; None where there is no state."""
+    packed: dict[str, Any] = {"model": None, "denoising": None}
+    if state.model is not None:
+        packed["model"] = {
+            "bank": _tensors(state.model.bank),
+            "timestamp": state.model.timestamp.cpu(),
+            "lidar2global": state.model.lidar2global.cpu(),
+        }
+    if state.denoising is not None:
+        packed["denoising"] = _tensors(state.denoising)
+    return packed
+
+
+def unpack_state(packed: dict[str, Any], device: torch.device) -> TemporalState:
+    """The inverse of `pack_state`, on `device`."""
+    model, denoising = None, None
+    if packed["model"] is not None:
+        content = packed["model"]
+        model = State(
+            BankState(**content["bank"]), content["timestamp"], content["lidar2global"]
+        ).to(device)
+    if packed["denoising"] is not None:
+        denoising = DenoisingState(**packed["denoising"]).to(device)
+    return TemporalState(model, denoising)
+
+
+def _tensors(values: Any) -> dict[str, torch.Tensor]:
+    return {f.name: getattr(values, f.name).cpu() for f in dataclasses.fields(values)}
