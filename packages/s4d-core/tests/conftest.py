@@ -18,9 +18,7 @@ import torch
 import s4d_core
 from s4d_ops import MissingLibraryError
 
-SHARED = Path(
-    os.environ.get("S4D_SHARED", Path(__file__).resolve().parents[3].parent / "shared")
-)
+SHARED = Path(os.environ.get("S4D_SHARED", Path(__file__).resolve().parents[3].parent / "shared"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

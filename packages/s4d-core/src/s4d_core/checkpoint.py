@@ -61,13 +61,31 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> Sparse4D:
         raise CheckpointError(f"{weights}: not a readable safetensors file ({error})") from error
     model = empty_model(config)
     check_weights(model.state_dict(), tensors, str(path), model.config.name)
-    model.load_state_dict(tensors)
+    fill(model, tensors)
     return model
 
 
 def empty_model(config: Sparse4DConfig) -> Sparse4D:
-    """A model whose weights are about to be loaded, in eval mode."""
-    return Sparse4D(config, torch.zeros(config.num_anchors, BOX_DIMS)).eval()
+    """A model in eval mode whose weights have shapes but no values: fill it with `fill`.
+
+    Random initialisation of weights that are about to be replaced would take seconds.
+    """
+    with torch.device("meta"):
+        model = Sparse4D(config, torch.zeros(config.num_anchors, BOX_DIMS)).eval()
+    model.make_tables()
+    return model
+
+
+def fill(model: Sparse4D, weights: Mapping[str, Tensor]) -> None:
+    """Give an `empty_model` its weights, as float32 copies.
+
+    Copies, because tensors of a safetensors file are views of the mapped file.
+    """
+    values = {
+        name: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+        for name, value in weights.items()
+    }
+    model.load_state_dict(values, assign=True)
 
 
 def check_weights(

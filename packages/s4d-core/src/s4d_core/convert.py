@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .checkpoint import check_weights, empty_model, save_checkpoint
+from .checkpoint import check_weights, empty_model, fill, save_checkpoint
 from .config import Sparse4DConfig
 from .errors import CheckpointError
 from .model import Sparse4D
@@ -78,12 +78,13 @@ def convert_checkpoint(
     meaning = dict(_MEANING[source])
     image = replace(config.image, resize_filter=meaning.pop("resize_filter"))
     config = replace(config, image=image, **meaning)
-    target = empty_model(config)
-    names = reference_names(target.state_dict(), config)
-    own = {theirs: target.state_dict()[ours] for ours, theirs in names.items()}
     found = read_weights(src)
+    target = empty_model(config)
+    shapes = target.state_dict()
+    names = reference_names(shapes, config)
+    own = {theirs: shapes[ours] for ours, theirs in names.items()}
     check_weights(own, found, str(src), config.name)
-    target.load_state_dict({ours: found[theirs] for ours, theirs in names.items()})
+    fill(target, {ours: found[theirs] for ours, theirs in names.items()})
     for name, value in target.state_dict().items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise CheckpointError(f"{src}: weight {names[name]} holds NaN or infinity")

@@ -67,11 +67,19 @@ class Sparse4D(nn.Module):
                 config.embed_dims, config.depth.num_levels, config.depth.reference_focal
             )
         self.head = SparseHead(config, anchors)
-        self.register_buffer("image_mean", torch.tensor(config.image.mean), persistent=False)
-        self.register_buffer("image_std", torch.tensor(config.image.std), persistent=False)
-        # Tables for the configured image size, kept on the device: no copy per frame.
         self._sizes = _level_sizes(config.image.size, levels)
-        shapes, starts = layout_tables(self._sizes, config.num_cameras)
+        self.make_tables()
+
+    def make_tables(self) -> None:
+        """Constants of the configuration as buffers, on the default device.
+
+        They are not part of the weights. Layout tables hold for the configured image size and
+        are kept on the device, so that no frame has to copy them there.
+        """
+        image = self.config.image
+        self.register_buffer("image_mean", torch.tensor(image.mean), persistent=False)
+        self.register_buffer("image_std", torch.tensor(image.std), persistent=False)
+        shapes, starts = layout_tables(self._sizes, self.config.num_cameras)
         self.register_buffer("spatial_shapes", torch.tensor(shapes), persistent=False)
         self.register_buffer("level_start_index", torch.tensor(starts), persistent=False)
 
