@@ -59,7 +59,7 @@ def test_lidar2camera_goes_through_the_world(dataset):
     camera_in_lidar = invert_rigid(record.lidar2camera)[:3, 3]
     np.testing.assert_allclose(camera_in_lidar, (0, 1 + 0.04, -0.3), atol=1e-9)
     assert record.timestamp - sample.timestamp == pytest.approx(0.02, abs=1e-6)
-    assert sample.lidar2global[:3, 3] == pytest.approx((100.0, 1.0, 0.0))
+    assert sample.lidar2global[:3, 3] == pytest.approx((101.0, 1.0, 1.8))
 
 
 def test_annotations(dataset):
