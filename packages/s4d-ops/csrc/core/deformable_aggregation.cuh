@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <string>
 
-#include "deformable_aggregation.h"
+#include "deformable_aggregation_cuda.h"
 
 namespace s4d::cuda {
 
@@ -175,6 +175,33 @@ __device__ inline Level load_level(const void* spatial_shapes, const void* level
   return level;
 }
 
+// --- division by a number known at launch, as one multiplication ---
+
+struct Divisor {
+  uint32_t value = 1, factor = 0, shift = 0;  // exact for dividends below 2^31
+
+  Divisor() = default;
+  explicit Divisor(int64_t divisor) : value(static_cast<uint32_t>(divisor)) {
+    while ((uint64_t{1} << shift) < value) ++shift;
+    factor = static_cast<uint32_t>(((uint64_t{1} << 32) * ((uint64_t{1} << shift) - value)) /
+                                       value + 1);
+  }
+
+  __device__ uint32_t divide(uint32_t dividend) const {
+    return (__umulhi(dividend, factor) + dividend) >> shift;
+  }
+};
+
+// Asks for `bytes` (a multiple of 16) at `address` (16-byte aligned) to be brought into L2.
+__device__ inline void prefetch_l2(const void* address, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;"
+               :
+               : "l"(__cvta_generic_to_global(address)), "r"(bytes)
+               : "memory");
+#endif
+}
+
 // --- block-wide compaction in a fixed order ---
 
 // Exclusive prefix sum of `flag` over the block; `total` gets the number of set flags. `scratch`
@@ -227,7 +254,7 @@ std::string launch_general_forward(const AggregationForward& args);
 std::string launch_general_backward(const AggregationBackward& args, void* sums,
                                     const float* maxima);
 // 16-byte kernels. `*taken` stays false where the shape does not fit them.
-std::string launch_vector_forward(const AggregationForward& args, int threads, int chunk_points,
+std::string launch_vector_forward(const AggregationForward& args, const AggregationTuning& tuning,
                                   bool* taken);
 std::string launch_vector_backward(const AggregationBackward& args, void* sums,
                                    const float* maxima, bool* taken);

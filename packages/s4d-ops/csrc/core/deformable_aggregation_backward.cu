@@ -27,6 +27,10 @@ struct BackwardArgs {
   const float* maxima;   // {max |weights|, max |grad_output|} for fixed point, else null
   uint32_t vectors;
   uint32_t vectors_per_group;
+  int levels, groups;
+  int doubling_steps;    // of the sum over the lanes of a group
+  int64_t wide_zeros;    // 16-byte words of an anchor's grad_weights; 0: not aligned
+  Divisor by_points, by_levels, by_groups, by_weights;
 };
 
 struct VisiblePoint {
@@ -49,7 +53,7 @@ struct Shared {
   float* key_share;
   int* key_slot;          // row slot of the key's first equal
   uint32_t* row_offset;   // per row
-  int* row_first;         // per row: its level's first key
+  int* row_level;         // per row
   float2* key_slope;      // contribution to the gradient of (x, y)
   float* weights;         // kChunk * L * G
   float* dots;            // rows * G: table D
@@ -72,8 +76,8 @@ struct Shared {
     key_share = reinterpret_cast<float*>(key_row + keys);
     key_slot = reinterpret_cast<int*>(key_share + keys);
     row_offset = reinterpret_cast<uint32_t*>(key_slot + keys);
-    row_first = reinterpret_cast<int*>(row_offset + keys);
-    weights = reinterpret_cast<float*>(row_first + keys);
+    row_level = reinterpret_cast<int*>(row_offset + keys);
+    weights = reinterpret_cast<float*>(row_level + keys);
     dots = weights + kChunk * levels * groups;
     shares = dots + keys * groups;
   }
@@ -132,40 +136,57 @@ __device__ inline uint64_t equal_keys(const uint32_t* level_keys, int points, ui
   return mask;
 }
 
+// Which channels a lane holds, and its part in the sums over groups. A group's lanes are
+// neighbours; a group can continue on lane 0 of the next vector.
+template <int kVectors>
+struct Lane {
+  uint32_t vector[kVectors];
+  uint32_t group[kVectors];
+  uint32_t lanes_left[kVectors];  // of the group, from this lane on, in this vector; 0: no channel
+  bool writes[kVectors];          // ends up with the sum over the group's lanes
+  bool continues[kVectors];       // ... which adds to what an earlier vector wrote
+
+  __device__ explicit Lane(const BackwardArgs& args) {
+    const uint32_t lane = threadIdx.x & 31;
+#pragma unroll
+    for (int j = 0; j < kVectors; ++j) {
+      vector[j] = j * 32 + lane;
+      const bool active = vector[j] < args.vectors;
+      group[j] = active ? vector[j] / args.vectors_per_group : 0;
+      const uint32_t inside = vector[j] - group[j] * args.vectors_per_group;
+      lanes_left[j] = active ? min(args.vectors_per_group - inside, 32u - lane) : 0u;
+      writes[j] = active && (inside == 0 || lane == 0);
+      continues[j] = inside != 0;
+    }
+  }
+};
+
 // One feature row: its dot products with grad_output by group, and its share of grad_features.
 template <typename Feature, int kVectors>
-__device__ inline void add_row(const BackwardArgs& args, const Shared& shared, int row,
-                               const uint4 (&raw)[kVectors],
+__device__ inline void add_row(const BackwardArgs& args, const Shared& shared,
+                               const Lane<kVectors>& lane, int row, const uint4 (&raw)[kVectors],
                                const float (&grad)[kVectors][Vector<Feature>::kSize],
                                int64_t sample_vectors, float fixed_scale) {
   constexpr int kSize = Vector<Feature>::kSize;
-  const int groups = static_cast<int>(args.call.shape.groups);
-  const uint32_t lane = threadIdx.x & 31;
 #pragma unroll
   for (int j = 0; j < kVectors; ++j) {
-    const uint32_t vector = j * 32 + lane;
-    const bool active = vector < args.vectors;
-    const uint32_t group = active ? vector / args.vectors_per_group : 0xffffu;
     float value[kSize];
     Vector<Feature>::unpack(raw[j], value);
     float dot = 0.0f;
 #pragma unroll
     for (int i = 0; i < kSize; ++i) dot = fmaf(value[i], grad[j][i], dot);
-    // Sum over the lanes of a group, which are neighbours; the first of them ends with the sum.
-    const uint32_t in_group = vector - group * args.vectors_per_group;
-    const uint32_t left = active ? min(args.vectors_per_group - in_group, 32u - lane) : 1u;
-    for (uint32_t offset = 1; offset < min(args.vectors_per_group, 32u); offset *= 2) {
-      const float other = __shfl_down_sync(0xffffffffu, dot, offset);
-      if (offset < left) dot += other;
+    for (int step = 0; step < args.doubling_steps; ++step) {
+      const float other = __shfl_down_sync(0xffffffffu, dot, 1u << step);
+      if ((1u << step) < lane.lanes_left[j]) dot += other;
     }
-    if (active && (in_group == 0 || lane == 0)) {
-      float* place = shared.dots + row * groups + group;
-      *place = in_group == 0 ? dot : *place + dot;
+    const int place = row * args.groups + lane.group[j];
+    if (lane.writes[j]) {
+      shared.dots[place] = lane.continues[j] ? shared.dots[place] + dot : dot;
     }
-    __syncwarp();
-    if (args.sums != nullptr && active) {
-      const float share = shared.shares[row * groups + group];
-      const int64_t at = (sample_vectors + shared.row_offset[row] + vector) * kSize;
+    if (kVectors > 1) __syncwarp();
+    if (args.sums != nullptr && lane.lanes_left[j] != 0) {
+      const float share = shared.shares[place];
+      const int64_t at = (sample_vectors + (shared.row_offset[row] + lane.vector[j])) * kSize;
       float term[kSize];
 #pragma unroll
       for (int i = 0; i < kSize; ++i) term[i] = share * grad[j][i];
@@ -178,19 +199,41 @@ __device__ inline void add_row(const BackwardArgs& args, const Shared& shared, i
   }
 }
 
+// Zero gradients of all points of an anchor; those of visible points are written over later.
+__device__ inline void zero_small_gradients(const BackwardArgs& args, int64_t item,
+                                            uint32_t pairs) {
+  const AggregationBackward& call = args.call;
+  const int64_t first_pair = item * pairs;
+  const int64_t per_point = args.by_weights.value;
+  const int64_t size = pairs * per_point;
+  if (call.grad_weights != nullptr && args.wide_zeros != 0) {
+    uint4* to = static_cast<uint4*>(call.grad_weights) + item * args.wide_zeros;
+    for (int64_t i = threadIdx.x; i < args.wide_zeros; i += kThreads) to[i] = make_uint4(0, 0, 0, 0);
+  } else if (call.grad_weights != nullptr) {
+    for (int64_t i = threadIdx.x; i < size; i += kThreads) {
+      store_float(call.grad_weights, first_pair * per_point + i, call.weight_type, 0.0f);
+    }
+  }
+  if (call.grad_locations != nullptr) {
+    for (int64_t i = threadIdx.x; i < int64_t{2} * pairs; i += kThreads) {
+      store_float(call.grad_locations, 2 * first_pair + i, call.location_type, 0.0f);
+    }
+  }
+}
+
 template <typename Feature, int kVectors>
-__global__ void __launch_bounds__(kThreads, kVectors > 2 ? 2 : 3) backward_kernel(const BackwardArgs args) {
+__global__ void __launch_bounds__(kThreads, kVectors > 2 ? 2 : 3) backward_kernel(const __grid_constant__ BackwardArgs args) {
   constexpr int kSize = Vector<Feature>::kSize;
   extern __shared__ uint4 memory[];
   __shared__ int scratch[kThreads / 32];
   const AggregationBackward& call = args.call;
   const AggregationShape& shape = call.shape;
-  const int levels = static_cast<int>(shape.levels);
-  const int groups = static_cast<int>(shape.groups);
-  const int weights_per_point = levels * groups;
+  const int levels = args.levels;
+  const int groups = args.groups;
+  const int weights_per_point = args.by_weights.value;
   const Shared shared(memory, levels, groups);
+  const Lane<kVectors> lane(args);
   const int thread = threadIdx.x;
-  const int lane = thread & 31;
   const int warp = thread >> 5;
   constexpr int kWarps = kThreads / 32;
   const uint32_t pairs = static_cast<uint32_t>(shape.points * shape.views);
@@ -203,26 +246,15 @@ __global__ void __launch_bounds__(kThreads, kVectors > 2 ? 2 : 3) backward_kerne
     const uint4* features = static_cast<const uint4*>(call.features) + sample_vectors;
     const int64_t first_pair = item * pairs;
 
-    // Points out of view have zero gradients; visible ones are written over below.
-    if (call.grad_weights != nullptr) {
-      const int64_t size = static_cast<int64_t>(pairs) * weights_per_point;
-      for (int64_t i = thread; i < size; i += kThreads) {
-        store_float(call.grad_weights, first_pair * weights_per_point + i, call.weight_type, 0.0f);
-      }
-    }
-    if (call.grad_locations != nullptr) {
-      for (int64_t i = thread; i < int64_t{2} * pairs; i += kThreads) {
-        store_float(call.grad_locations, 2 * first_pair + i, call.location_type, 0.0f);
-      }
-    }
+    zero_small_gradients(args, item, pairs);
 
     float grad[kVectors][kSize];
 #pragma unroll
     for (int j = 0; j < kVectors; ++j) {
-      const uint32_t vector = j * 32 + lane;
       uint4 raw = make_uint4(0, 0, 0, 0);
-      if (vector < args.vectors) {
-        raw = __ldg(static_cast<const uint4*>(call.grad_output) + item * args.vectors + vector);
+      if (lane.lanes_left[j] != 0) {
+        raw = __ldg(static_cast<const uint4*>(call.grad_output) + item * args.vectors +
+                    lane.vector[j]);
       }
       Vector<Feature>::unpack(raw, grad[j]);
     }
@@ -231,8 +263,8 @@ __global__ void __launch_bounds__(kThreads, kVectors > 2 ? 2 : 3) backward_kerne
       VisiblePoint mine = {0, 0, -1.0f, -1.0f};
       const uint32_t pair = scanned + thread;
       if (pair < pairs) {
-        mine.view = pair / static_cast<uint32_t>(shape.points);
-        const uint32_t point = pair - mine.view * static_cast<uint32_t>(shape.points);
+        mine.view = args.by_points.divide(pair);
+        const uint32_t point = pair - mine.view * args.by_points.value;
         mine.index = point * static_cast<uint32_t>(shape.views) + mine.view;
         const int64_t at = 2 * (first_pair + mine.index);
         mine.x = load_float(call.locations, at, call.location_type);
@@ -250,35 +282,39 @@ __global__ void __launch_bounds__(kThreads, kVectors > 2 ? 2 : 3) backward_kerne
         const int keys_per_level = points * 4;
         const int keys = keys_per_level * levels;
 
+        for (int i = thread; i < points * levels; i += kThreads) {
+          const int k = args.by_levels.divide(i);
+          const int level = i - k * levels;
+          stage_cell(args, shared, visible[k], level, level * points + k);
+        }
         for (int i = thread; i < points * weights_per_point; i += kThreads) {
-          const int k = i / weights_per_point;
+          const int k = args.by_weights.divide(i);
           const int64_t at =
               (first_pair + visible[k].index) * weights_per_point + (i - k * weights_per_point);
           shared.weights[i] = load_float(call.weights, at, call.weight_type);
         }
-        for (int i = thread; i < points * levels; i += kThreads) {
-          const int level = i / points;
-          stage_cell(args, shared, visible[i - level * points], level, i);
-        }
         __syncthreads();
 
-        // Rows: the first key of each. Slots are handed out in key order.
+        // Rows: the first key of each. Slots are handed out in a fixed order.
         int rows = 0;
         for (int base = 0; base < keys; base += kThreads) {
-          const int key = base + thread;
+          const int i = base + thread;
+          const int k = args.by_levels.divide(i >> 2);
+          const int level = (i >> 2) - k * levels;
+          const int first = level * keys_per_level;
+          const int in_level = 4 * k + (i & 3);
+          uint32_t offset = kOutside;
           uint64_t mask = 0;
-          int first = 0;
-          if (key < keys && shared.key_row[key] != kOutside) {
-            first = key / keys_per_level * keys_per_level;
-            mask = equal_keys(shared.key_row + first, points, shared.key_row[key]);
-          }
-          const bool leads = mask != 0 && first + __ffsll(static_cast<long long>(mask)) - 1 == key;
+          if (i < keys) offset = shared.key_row[first + in_level];
+          if (offset != kOutside) mask = equal_keys(shared.key_row + first, points, offset);
+          const bool leads = __ffsll(static_cast<long long>(mask)) - 1 == in_level;
           int found = 0;
           const int slot = rows + compact(leads, scratch, &found);
           if (leads) {
+            prefetch_l2(features + offset, 16 * args.vectors);
             shared.row_mask[slot] = mask;
-            shared.row_first[slot] = first;
-            shared.row_offset[slot] = shared.key_row[key];
+            shared.row_level[slot] = level;
+            shared.row_offset[slot] = offset;
             for (uint64_t rest = mask; rest != 0; rest &= rest - 1) {
               shared.key_slot[first + __ffsll(static_cast<long long>(rest)) - 1] = slot;
             }
@@ -288,15 +324,14 @@ __global__ void __launch_bounds__(kThreads, kVectors > 2 ? 2 : 3) backward_kerne
         __syncthreads();
 
         for (int i = thread; i < rows * groups; i += kThreads) {
-          const int row = i / groups;
-          const int group = i - row * groups;
-          const int first = shared.row_first[row];
-          const int level = first / keys_per_level;
+          const int row = args.by_groups.divide(i);
+          const int level = shared.row_level[row];
+          const float* key_share = shared.key_share + level * keys_per_level;
+          const float* weights = shared.weights + level * groups + (i - row * groups);
           float sum = 0.0f;
           for (uint64_t rest = shared.row_mask[row]; rest != 0; rest &= rest - 1) {
             const int key = __ffsll(static_cast<long long>(rest)) - 1;
-            const float weight = shared.weights[((key >> 2) * levels + level) * groups + group];
-            sum = fmaf(shared.key_share[first + key], weight, sum);
+            sum = fmaf(key_share[key], weights[(key >> 2) * weights_per_point], sum);
           }
           shared.shares[i] = sum;
         }
@@ -307,13 +342,14 @@ __global__ void __launch_bounds__(kThreads, kVectors > 2 ? 2 : 3) backward_kerne
           uint4 raw[2][kVectors];
 #pragma unroll
           for (int j = 0; j < kVectors; ++j) {
-            const uint32_t vector = min(static_cast<uint32_t>(j * 32 + lane), args.vectors - 1);
+            const uint32_t vector = min(lane.vector[j], args.vectors - 1);
             raw[0][j] = __ldg(features + shared.row_offset[row] + vector);
             if (next < rows) raw[1][j] = __ldg(features + shared.row_offset[next] + vector);
           }
-          add_row<Feature, kVectors>(args, shared, row, raw[0], grad, sample_vectors, fixed_scale);
+          add_row<Feature, kVectors>(args, shared, lane, row, raw[0], grad, sample_vectors,
+                                     fixed_scale);
           if (next < rows) {
-            add_row<Feature, kVectors>(args, shared, next, raw[1], grad, sample_vectors,
+            add_row<Feature, kVectors>(args, shared, lane, next, raw[1], grad, sample_vectors,
                                        fixed_scale);
           }
         }
@@ -321,9 +357,9 @@ __global__ void __launch_bounds__(kThreads, kVectors > 2 ? 2 : 3) backward_kerne
 
         if (call.grad_weights != nullptr) {
           for (int i = thread; i < points * weights_per_point; i += kThreads) {
-            const int k = i / weights_per_point;
+            const int k = args.by_weights.divide(i);
             const int rest = i - k * weights_per_point;
-            const int level = rest / groups;
+            const int level = args.by_groups.divide(rest);
             const int group = rest - level * groups;
             const int key = level * keys_per_level + 4 * k;
             float sum = 0.0f;
@@ -339,10 +375,11 @@ __global__ void __launch_bounds__(kThreads, kVectors > 2 ? 2 : 3) backward_kerne
           }
         }
         if (call.grad_locations != nullptr) {
-          for (int key = thread; key < keys; key += kThreads) {
-            const int cell = key >> 2;
-            const int level = key / keys_per_level;
-            const int k = cell - level * points;
+          for (int i = thread; i < keys; i += kThreads) {
+            const int k = args.by_levels.divide(i >> 2);
+            const int level = (i >> 2) - k * levels;
+            const int cell = level * points + k;
+            const int key = 4 * cell + (i & 3);
             float slope = 0.0f;
             if (shared.key_row[key] != kOutside) {
               const float* dots = shared.dots + shared.key_slot[key] * groups;
@@ -417,6 +454,19 @@ std::string launch_vector_backward(const AggregationBackward& call, void* sums,
   args.maxima = maxima;
   args.vectors = static_cast<uint32_t>(vectors);
   args.vectors_per_group = args.vectors / static_cast<uint32_t>(call.shape.groups);
+  args.levels = static_cast<int>(call.shape.levels);
+  args.groups = static_cast<int>(call.shape.groups);
+  while ((1u << args.doubling_steps) < args.vectors_per_group && args.doubling_steps < 5) {
+    ++args.doubling_steps;
+  }
+  const int64_t weights_per_point = call.shape.levels * call.shape.groups;
+  const int64_t item_bytes = call.shape.points * call.shape.views * weights_per_point *
+                             static_cast<int64_t>(size_of(call.weight_type));
+  args.wide_zeros = aligned16(call.grad_weights) && item_bytes % 16 == 0 ? item_bytes / 16 : 0;
+  args.by_points = Divisor(call.shape.points);
+  args.by_levels = Divisor(call.shape.levels);
+  args.by_groups = Divisor(call.shape.groups);
+  args.by_weights = Divisor(weights_per_point);
   switch (call.feature_type) {
     case DType::f32: *taken = true; return launch_vectors<float>(args, bytes);
     case DType::f16: *taken = true; return launch_vectors<__half>(args, bytes);

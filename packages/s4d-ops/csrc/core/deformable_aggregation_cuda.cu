@@ -26,20 +26,20 @@ __global__ void largest(const void* data, int64_t size, DType type, uint32_t* re
   if ((threadIdx.x & 31) == 0) atomicMax(result, mine);
 }
 
-// Accumulators to the type of the gradient.
-__global__ void from_float(const float* sums, void* out, DType type, int64_t size) {
-  const int64_t step = int64_t{gridDim.x} * kThreads * 4;
-  for (int64_t i = 4 * (int64_t{blockIdx.x} * kThreads + threadIdx.x); i < size; i += step) {
-    if (i + 4 <= size) {
-      const float4 four = *reinterpret_cast<const float4*>(sums + i);
-      store_float(out, i, type, four.x);
-      store_float(out, i + 1, type, four.y);
-      store_float(out, i + 2, type, four.z);
-      store_float(out, i + 3, type, four.w);
-    } else {
-      for (int64_t k = i; k < size; ++k) store_float(out, k, type, sums[k]);
-    }
+// fp32 sums to half precision, eight at a time where memory allows.
+template <typename Half>
+__global__ void from_float(const float* sums, Half* out, int64_t size, bool wide) {
+  const int64_t step = int64_t{gridDim.x} * kThreads;
+  const int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const int64_t octets = wide ? size / 8 : 0;
+  for (int64_t i = first; i < octets; i += step) {
+    const float4 low = reinterpret_cast<const float4*>(sums)[2 * i];
+    const float4 high = reinterpret_cast<const float4*>(sums)[2 * i + 1];
+    alignas(16) const Half values[8] = {Half(low.x),  Half(low.y),  Half(low.z),  Half(low.w),
+                                        Half(high.x), Half(high.y), Half(high.z), Half(high.w)};
+    reinterpret_cast<uint4*>(out)[i] = *reinterpret_cast<const uint4*>(values);
   }
+  for (int64_t i = 8 * octets + first; i < size; i += step) out[i] = Half(sums[i]);
 }
 
 __global__ void from_fixed(const long long* sums, const float* maxima, AggregationShape shape,
@@ -60,6 +60,12 @@ __global__ void from_fixed(const long long* sums, const float* maxima, Aggregati
 uint32_t blocks_for(int64_t size) {
   const int64_t blocks = (size + kThreads - 1) / kThreads;
   return static_cast<uint32_t>(blocks < 1 ? 1 : (blocks < 4096 ? blocks : 4096));
+}
+
+template <typename Half>
+void convert(const void* sums, void* out, int64_t size, cudaStream_t stream) {
+  from_float<Half><<<blocks_for((size + 7) / 8), kThreads, 0, stream>>>(
+      static_cast<const float*>(sums), static_cast<Half*>(out), size, aligned16(out));
 }
 
 std::string find_largest(const void* data, int64_t size, DType type, uint32_t* result,
@@ -145,9 +151,10 @@ std::string backward(const AggregationBackward& call) {
     from_fixed<<<blocks_for(elements), kThreads, 0, stream>>>(
         static_cast<const long long*>(sums), maxima, shape, call.grad_features, call.feature_type,
         elements);
-  } else if (sums != call.grad_features) {
-    from_float<<<blocks_for((elements + 3) / 4), kThreads, 0, stream>>>(
-        static_cast<const float*>(sums), call.grad_features, call.feature_type, elements);
+  } else if (call.feature_type == DType::f16) {
+    convert<__half>(sums, call.grad_features, elements, stream);
+  } else if (call.feature_type == DType::bf16) {
+    convert<__nv_bfloat16>(sums, call.grad_features, elements, stream);
   }
   return status(cudaGetLastError(), "deformable aggregation backward");
 }
@@ -167,7 +174,7 @@ std::string aggregation_forward_cuda(const AggregationForward& call,
                       static_cast<cudaStream_t>(call.stream));
   }
   bool taken = false;
-  error = cuda::launch_vector_forward(call, tuning.threads, tuning.chunk_points, &taken);
+  error = cuda::launch_vector_forward(call, tuning, &taken);
   if (!error.empty() || taken) return error;
   return cuda::launch_general_forward(call);
 }
