@@ -74,7 +74,7 @@ def test_drive_over_the_keyframe(capsys, artifact, keyframe, tmp_path):
         *(capsys, "drive", keyframe, "--artifact", artifact, "--out", tmp_path, "--render"),
     )
     assert code == 0, err
-    assert "1 frames" in out and (tmp_path / "pictures/scene-0061/0000.png").is_file()
+    assert "1 frame," in out and (tmp_path / "pictures/scene-0061/0000.png").is_file()
 
 
 def test_annotations_without_a_model(capsys, keyframe, tmp_path):

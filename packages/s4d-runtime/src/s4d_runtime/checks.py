@@ -26,6 +26,7 @@ __all__ = ["CheckedFrame", "Refusal", "check_frame"]
 
 MAX_SIDE = 16384  # pixels
 MAX_CAMERA_OFFSET = 100.0  # metres from the LiDAR
+MAX_ENTRY = 1e9  # of any matrix: beyond, nothing is a length or a focal length
 MAX_POSITION = 1e8  # metres from the world's origin: beyond, float64 loses the millimetre
 
 
@@ -68,7 +69,10 @@ def check_frame(frame: Frame, camera_names: tuple[str, ...], max_skew: float) ->
 
     Raises:
         Refusal: with the cause and the public error.
+        FrameError: it is not a frame at all.
     """
+    if not isinstance(frame, Frame):
+        raise FrameError(f"expected an s4d_runtime.Frame, got {type(frame).__name__}")
     timestamp = _time(frame.timestamp, "timestamp")
     _count("images", frame.images, camera_names)
     _count("cameras", frame.cameras, camera_names)
@@ -95,11 +99,11 @@ def check_frame(frame: Frame, camera_names: tuple[str, ...], max_skew: float) ->
 def _time(value: Any, name: str) -> float:
     try:
         seconds = float(value)
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # whatever a foreign type raises, it is not a time
         seconds = math.nan
     if not math.isfinite(seconds):
         raise Refusal(
-            "bad_time", TimestampError(f"expected {name} in finite seconds, got {value!r:.80}")
+            "bad_time", TimestampError(f"expected {name} in finite seconds, got {_brief(value)}")
         )
     return seconds
 
@@ -111,7 +115,9 @@ def _count(what: str, items: Any, names: tuple[str, ...]) -> None:
     except TypeError:
         raise Refusal(
             "missing_camera",
-            CameraCountError(f"expected a sequence of {len(names)} {what}, got {type(items)}"),
+            CameraCountError(
+                f"expected a sequence of {len(names)} {what}, got {type(items).__name__}"
+            ),
         ) from None
     missing += names[count:]
     if missing or count != len(names):
@@ -227,16 +233,27 @@ def _matrix(
     value: Any, shape: tuple[int, int], name: str, cause: str, error: type[FrameError]
 ) -> Matrix:
     try:
-        matrix = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
+        given = np.asarray(value)
+    except Exception:  # ragged lists, and whatever a foreign array raises
+        given = np.empty(0, dtype=object)
+    if given.dtype.kind not in "fiu":  # not text, booleans or complex numbers
         raise Refusal(
             cause, error(f"expected {name} as a {shape} matrix, got {type(value).__name__}")
-        ) from None
-    if matrix.shape != shape:
-        raise Refusal(cause, error(f"expected {name} of shape {shape}, got {matrix.shape}"))
-    if not np.isfinite(matrix).all():
-        raise Refusal(cause, error(f"expected {name} to be finite, got {_rows(matrix)}"))
+        )
+    if given.shape != shape:
+        raise Refusal(cause, error(f"expected {name} of shape {shape}, got {given.shape}"))
+    matrix = given.astype(np.float64)
+    if not np.abs(matrix).max() <= MAX_ENTRY:  # also false for NaN
+        raise Refusal(
+            cause, error(f"expected {name} to be finite, within {MAX_ENTRY:g}, got {_rows(matrix)}")
+        )
     return matrix
+
+
+def _brief(value: Any) -> str:
+    """A scalar as it is, anything else by its type: messages stay on one line."""
+    plain = isinstance(value, (int, float, np.number)) or value is None
+    return f"{value!r:.40}" if plain else type(value).__name__
 
 
 def _rows(matrix: Matrix) -> str:

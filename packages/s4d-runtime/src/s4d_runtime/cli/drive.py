@@ -80,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
     model = report.pipeline.get("latency_ms", {}).get("total", {})
     alone = f", {1e3 / model['mean']:.2f} in the model's pipeline alone" if model else ""
     boxes = f"; {report.boxes} boxes, {report.tracked_boxes} tracked" if report.pipeline else ""
-    print(f"{report.frames} frames{skipped}, {rate:.2f} frames/s{alone}{boxes}")
+    frames = "1 frame" if report.frames == 1 else f"{report.frames} frames"
+    print(f"{frames}{skipped}, {rate:.2f} frames/s{alone}{boxes}")
     print("  ".join(f"{what}: {path}" for what, path in report.files.items()))
     return 0
 
