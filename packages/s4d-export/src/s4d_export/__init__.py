@@ -1,5 +1,70 @@
-"""From a Sparse4D checkpoint to a verified deployment artifact"""
+"""From a Sparse4D checkpoint to a verified deployment artifact.
+
+Names are loaded on first use: torch is not imported for ``s4d-export --help``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from .artifact import build_manifest, save_artifact
+    from .check import check_graph
+    from .contract import GraphContract, graph_contract
+    from .errors import ExportError, GraphError, UnwritableOutputError, VerificationError
+    from .frames import GraphFrame, nuscenes_frames, random_frames
+    from .inspection import describe
+    from .tracing import export_graph
+    from .verification import verify
+
+_HOME = {
+    "ExportError": ".errors",
+    "GraphContract": ".contract",
+    "GraphError": ".errors",
+    "GraphFrame": ".frames",
+    "UnwritableOutputError": ".errors",
+    "VerificationError": ".errors",
+    "build_manifest": ".artifact",
+    "check_graph": ".check",
+    "describe": ".inspection",
+    "export_graph": ".tracing",
+    "graph_contract": ".contract",
+    "nuscenes_frames": ".frames",
+    "random_frames": ".frames",
+    "save_artifact": ".artifact",
+    "verify": ".verification",
+}
+
+__all__ = [
+    # graph and artifact
+    "GraphContract",
+    "build_manifest",
+    "check_graph",
+    "describe",
+    "export_graph",
+    "graph_contract",
+    "save_artifact",
+    # comparison
+    "GraphFrame",
+    "nuscenes_frames",
+    "random_frames",
+    "verify",
+    # errors
+    "ExportError",
+    "GraphError",
+    "UnwritableOutputError",
+    "VerificationError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(home, __name__), name)
+    globals()[name] = value
+    return value

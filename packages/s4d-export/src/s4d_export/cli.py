@@ -1,0 +1,169 @@
+"""The command line: ``s4d-export {onnx,verify,inspect}``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ._version import __version__
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand.
+
+    Returns:
+        0 success, 1 a named error or a failed comparison. Wrong usage leaves with 2.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = options.run
+    from s4d_ops import S4DError
+
+    try:
+        return run(options)
+    except S4DError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of our output has gone: `... | head`
+        sys.stderr.close()
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="s4d-export", description="From a Sparse4D checkpoint to a verified artifact."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_onnx(commands)
+    _add_verify(commands)
+    _add_inspect(commands)
+    return parser
+
+
+def _add_onnx(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser("onnx", help="write the artifact NAME.s4d of a checkpoint")
+    command.add_argument("checkpoint", help="checkpoint folder (config.json, model.safetensors)")
+    command.add_argument("-o", "--output", required=True, metavar="NAME.s4d")
+    command.add_argument(
+        "--op",
+        choices=("plugin", "standard"),
+        default="plugin",
+        help="aggregation as one node that s4d-ops implements, or as standard ONNX operators",
+    )
+    command.add_argument("--precision", choices=("fp32",), default="fp32")
+    command.add_argument("--name", help="name in the manifest (default: the output's file name)")
+    command.add_argument(
+        "--verify", action="store_true", help="compare with torch over 8 random frames afterwards"
+    )
+    command.set_defaults(run=_onnx)
+
+
+def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "verify", help="compare an artifact with its checkpoint over a sequence of frames"
+    )
+    command.add_argument("checkpoint")
+    command.add_argument("artifact")
+    command.add_argument("--frames", type=_positive, default=8, metavar="N")
+    command.add_argument(
+        "--data", metavar="DIR", help="images of a data set in nuScenes layout (default: random)"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the random frames")
+    command.add_argument("--backend", default="auto", help="engine of s4d-runtime (default: auto)")
+    command.add_argument("--threads", type=int, default=0, help="CPU threads (default: engine's)")
+    command.add_argument("--json", metavar="FILE", help="write the figures; - for standard output")
+    command.set_defaults(run=_verify)
+
+
+def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser("inspect", help="show what an artifact or ONNX file holds")
+    command.add_argument("file")
+    command.add_argument("--json", action="store_true", help="as JSON on standard output")
+    command.set_defaults(run=_inspect)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
+    return value
+
+
+def _onnx(options: argparse.Namespace) -> int:
+    from s4d_core import load_checkpoint
+
+    from .artifact import build_manifest, check_destination, save_artifact
+    from .tracing import export_graph
+
+    path = check_destination(options.output)
+    model = load_checkpoint(options.checkpoint)
+    graph = export_graph(model, options.op)
+    manifest = build_manifest(
+        model.config, options.name or path.stem, options.op, options.precision
+    )
+    save_artifact(path, graph, manifest)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {len(graph.graph.node)} nodes")
+    if not options.verify:
+        return 0
+    from .frames import random_frames
+    from .verification import format_result, verify
+
+    result = verify(model, path, random_frames(model.config, 8), progress=sys.stderr.isatty())
+    print(format_result(result))
+    return 0 if result["passed"] else 1
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from s4d_core import load_checkpoint
+
+    from .frames import nuscenes_frames, random_frames
+    from .verification import format_result, verify
+
+    model = load_checkpoint(options.checkpoint)
+    if options.data:
+        frames = nuscenes_frames(model.config, options.data, options.frames)
+    else:
+        frames = random_frames(model.config, options.frames, options.seed)
+    result = verify(
+        model,
+        options.artifact,
+        frames,
+        backend=options.backend,
+        threads=options.threads,
+        progress=sys.stderr.isatty(),
+    )
+    text = json.dumps(result, indent=1)
+    if options.json == "-":
+        print(text)
+    else:
+        print(format_result(result))
+        if options.json:
+            _write_text(options.json, text + "\n")
+    return 0 if result["passed"] else 1
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from .inspection import describe, format_description
+
+    info = describe(options.file)
+    print(json.dumps(info, indent=1) if options.json else format_description(info))
+    return 0
+
+
+def _write_text(path: str, text: str) -> None:
+    from s4d_runtime.files import write_bytes
+
+    from .artifact import check_destination
+    from .errors import UnwritableOutputError
+
+    target: Path = check_destination(path)
+    try:
+        write_bytes(target, text.encode())
+    except OSError as error:
+        raise UnwritableOutputError(f"cannot write {path!r}: {error.strerror}") from None

@@ -1,0 +1,99 @@
+"""One model through many frames, its state fed back: in torch, and through the runtime's engine."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from s4d_core import Sparse4D
+from s4d_runtime.artifact import Artifact
+from s4d_runtime.backends import load_backend
+
+from .deployed import DeployedModel
+from .frames import GraphFrame, frame_inputs
+
+__all__ = ["EngineRunner", "Runner", "TorchRunner"]
+
+Outputs = dict[str, NDArray[Any]]
+
+
+class Runner(Protocol):
+    """A program that takes a frame and gives all outputs of the graph contract."""
+
+    name: str
+    milliseconds: list[float]
+
+    def step(self, frame: GraphFrame) -> Outputs: ...
+
+
+class TorchRunner:
+    """The PyTorch model in eval mode, float32, on the CPU or a CUDA device."""
+
+    def __init__(self, model: Sparse4D, device: str = "cpu") -> None:
+        self.name = f"torch-{device}"
+        self.milliseconds: list[float] = []
+        self._device = device
+        self._model = DeployedModel(model).eval().to(device)
+        contract = self._model.contract
+        self._contract = contract
+        shapes = {spec.name: spec for spec in contract.inputs}
+        self._state = {
+            name: torch.zeros(
+                shapes[name].shape, dtype=getattr(torch, shapes[name].dtype), device=device
+            )
+            for name in contract.state
+        }
+        self._previous: GraphFrame | None = None
+
+    @torch.no_grad()
+    def step(self, frame: GraphFrame) -> Outputs:
+        """Run one frame and keep the next state."""
+        inputs = {
+            name: torch.from_numpy(np.ascontiguousarray(value)).to(self._device)
+            for name, value in frame_inputs(frame, self._previous).items()
+        }
+        start = time.perf_counter()
+        results = self._model(**inputs, **self._state)
+        outputs = dict(zip((s.name for s in self._contract.outputs), results, strict=True))
+        host = {name: value.cpu().numpy() for name, value in outputs.items()}
+        self.milliseconds.append((time.perf_counter() - start) * 1e3)
+        self._state = {name: outputs[source] for name, source in self._contract.state.items()}
+        self._previous = frame
+        return host
+
+
+class EngineRunner:
+    """An artifact on one of the runtime's engines: the code that runs on board.
+
+    The engine keeps its state; it is read back after every frame for the comparison.
+    """
+
+    def __init__(self, artifact: Artifact, backend: str = "auto", threads: int = 0) -> None:
+        self._engine, self.choice = load_backend(artifact, backend, threads)
+        self.name = self._engine.name
+        self.milliseconds: list[float] = []
+        self._state = dict(artifact.manifest.state)
+        self._engine.clear_state()
+        self._previous: GraphFrame | None = None
+
+    def step(self, frame: GraphFrame) -> Outputs:
+        """Run one frame and make its state current."""
+        for name, value in frame_inputs(frame, self._previous).items():
+            self._engine.buffer(name)[...] = value
+        start = time.perf_counter()
+        results = self._engine.run()
+        self.milliseconds.append((time.perf_counter() - start) * 1e3)
+        outputs = {name: value.copy() for name, value in results.items()}
+        self._engine.commit()
+        for name, source in self._state.items():
+            outputs[source] = self._engine.read_state(name)
+        self._previous = frame
+        return outputs
+
+    def close(self) -> None:
+        """Give the engine's memory back."""
+        self._engine.close()
