@@ -313,10 +313,10 @@ def test_broken_files_are_named(
     for damage in (content[: len(content) // 2], b"not a picture", b""):
         picture.write_bytes(damage)
         for draw in (Draw(0, True, 0), Draw(0, True)):
-            with pytest.raises(ImageFileError, match="cannot decode .*CAM_FRONT_RIGHT"):
+            with pytest.raises(ImageFileError, match=r"cannot decode .*CAM_FRONT_RIGHT"):
                 dataset[draw]
     Image.new("RGB", (100, 80)).save(picture)
-    with pytest.raises(DataError, match="320 x 180 .* 100 x 80"):
+    with pytest.raises(DataError, match=r"320 x 180 .* 100 x 80"):
         dataset[Draw(0, True)]
     picture.write_bytes(content)
     points = tmp_path / synth_index.lidar_file[0].decode()

@@ -74,7 +74,7 @@ def _corners(size: tuple[float, float, float], pose: np.ndarray) -> np.ndarray:
     )
     c, s = np.cos(pose[2]), np.sin(pose[2])
     turned = corners @ np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]]).T
-    return turned + [pose[0], pose[1], 0.0]
+    return turned + np.array([pose[0], pose[1], 0.0])
 
 
 def test_projected_box_holds_the_objects_pixels(
