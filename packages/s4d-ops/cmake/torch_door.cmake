@@ -15,7 +15,7 @@ if(NOT S4D_TORCH_ROOT_IN_USE AND Python_EXECUTABLE)
 endif()
 if(NOT EXISTS "${S4D_TORCH_ROOT_IN_USE}/include/torch/csrc/stable/library.h")
   s4d_cannot_build(S4D_TORCH
-    "torch 2.11 or later is not importable in the build environment; with pip, set the environment variable S4D_TORCH=ON, or pass --no-build-isolation with torch installed")
+    "torch 2.11 or later is not importable in the build environment (with pip, set the environment variable S4D_TORCH=ON, or pass --no-build-isolation with torch installed)")
   return()
 endif()
 file(STRINGS "${S4D_TORCH_ROOT_IN_USE}/include/torch/headeronly/version.h" S4D_TORCH_VERSION_LINES

@@ -102,7 +102,8 @@ def _with_locations(case: Case, change: Callable[[Array], None]) -> Case:
 
 def _border(locations: Array) -> None:
     """On 0 and 1, in the half pixel inside, one step outside, at pixel centres and corners."""
-    below_one, above_zero = np.nextafter(np.float32(1), 0), np.nextafter(np.float32(0), 1)
+    zero, one = np.float32(0), np.float32(1)
+    below_one, above_zero = np.nextafter(one, zero), np.nextafter(zero, one)
     special = [0.0, 1.0, -0.0, below_one, above_zero, 0.5, 0.25, 0.125, 0.0625, 0.9375, 0.01]
     flat = locations.reshape(-1, 2)
     for i in range(min(len(flat), len(special) ** 2)):
