@@ -101,7 +101,10 @@ def test_drive_with_a_missing_image(capsys, artifact, made_dataset, tmp_path):
     code, out, err = run(
         *(capsys, "drive", copy, "--artifact", artifact, "--out", tmp_path / "b"),
         *("--policy", "missing_camera=skip", "--render", "--video", "none"),
+        *("--log", tmp_path / "log.jsonl"),
     )
+    events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [e["cause"] for e in events if "cause" in e] == ["missing_camera"]
     assert code == 0 and "1 skipped" in out
     results = read_results(tmp_path / "b" / "detection.json")
     assert results["scene-0000-sample-1"] == [] and results["scene-0000-sample-2"]

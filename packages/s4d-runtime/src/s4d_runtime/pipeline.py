@@ -28,6 +28,7 @@ from .track_ids import RENUMBER_ABOVE, TrackIds
 __all__ = ["FrameReport", "Pipeline"]
 
 log = logging.getLogger("s4d_runtime")
+log.addHandler(logging.NullHandler())  # silent until the application sets logging up
 
 MAX_UPSCALING = 16.0
 ID_STATE, ID_COUNTER = "state_track_id", "state_id_counter"

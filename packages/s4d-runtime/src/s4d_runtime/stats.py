@@ -6,11 +6,14 @@ import json
 import logging
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["JsonLogFormatter", "Stats", "StopWatch"]
+from .errors import ResultsError
+
+__all__ = ["JsonLogFormatter", "Stats", "StopWatch", "log_to_file"]
 
 STAGES = ("check", "prepare", "infer", "finish", "total")
 
@@ -108,3 +111,20 @@ class JsonLogFormatter(logging.Formatter):
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry, default=str)
+
+
+def log_to_file(path: Path) -> None:
+    """Append what the runtime logs (frames refused, resets) to a file of JSON lines.
+
+    Raises:
+        ResultsError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise ResultsError(f"cannot write the log {str(path)!r}: {error.strerror}") from None
+    handler.setFormatter(JsonLogFormatter())
+    logger = logging.getLogger("s4d_runtime")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)

@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--render", action="store_true", help="draw a picture of every frame")
     parser.add_argument("--annotations", action="store_true", help="draw the annotated objects too")
     parser.add_argument("--anchors", metavar="FILE.npy", help="mark these anchors in the pictures")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="write events as JSON lines")
     add_picture_arguments(parser)
 
 
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from ..errors import UsageError
     from ..nuscenes import NuScenes
     from ..pipeline import Pipeline
+    from ..stats import log_to_file
 
     if args.artifact is None and not (args.annotations or args.anchors):
         raise UsageError(
@@ -55,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.limit is not None and args.limit < 1:
         raise UsageError(f"expected --limit of at least 1, got {args.limit}")
+    if args.log is not None:
+        log_to_file(args.log)
     dataset = NuScenes(args.data, args.version)
     scenes = dataset.select(args.scene)
     pictures = None
