@@ -12,7 +12,7 @@ from importlib import import_module
 
 from ._version import __version__
 
-COMMANDS = ("synth", "convert", "anchors", "fit", "view")
+COMMANDS = ("synth", "convert", "anchors", "fit", "eval", "view")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -14,7 +14,7 @@ class ModelSettings:
     """Which network, and how it starts.
 
     Attributes:
-        name: model of `s4d_core.list_models()`.
+        name: model of `s4d_core.list_models()`, or the `config.json` of a model or checkpoint.
         anchors: .npy file of `s4d-train anchors`; empty = the model's own default.
         backbone_weights: file of ImageNet weights for the backbone (a torchvision state dict);
             empty = random weights.

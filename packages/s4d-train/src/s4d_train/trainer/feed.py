@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from types import SimpleNamespace
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +14,7 @@ from torch.utils.data import DataLoader
 from ..configs.config import FitConfig
 from ..data import DriveDataset, DriveIndex, SequenceSampler, collate, sequence_rows
 from ..data.batch import Batch
-from ..data.conversion import check_files
-from ..errors import ConfigError
+from ..errors import ConfigError, MissingFileError
 from .ranks import Ranks
 
 
@@ -42,8 +42,10 @@ class Feed:
                 f"split '{config.split}' has {self.samples} samples, one step takes "
                 f"{self.total_batch}; use a smaller run.batch, or give the length in run.steps."
             )
+        dataset = DriveDataset(data, index, seed=run.seed, with_depth=config.loss.depth > 0)
         if ranks.first:
-            _check_files(index, np.concatenate(sequences), data.root, config.loss.depth > 0)
+            root = Path(data.root or index.root)
+            _check_files(index, np.concatenate(sequences), root, bool(dataset.with_depth))
         self.sampler = SequenceSampler(
             sequences,
             run.batch,
@@ -53,7 +55,6 @@ class Feed:
             skip_probability=data.skip_probability,
             reverse_probability=data.reverse_probability,
         )
-        dataset = DriveDataset(data, index, seed=run.seed, with_depth=config.loss.depth > 0)
         options: dict[str, Any] = {}
         if run.workers > 0:
             options = {"persistent_workers": True, "prefetch_factor": 4}
@@ -78,12 +79,21 @@ class Feed:
         return iter(self.loader)
 
 
-def _check_files(index: DriveIndex, rows: np.ndarray, root: str, with_lidar: bool) -> None:
+def _check_files(index: DriveIndex, rows: np.ndarray, root: Path, with_lidar: bool) -> None:
     """MissingFileError where a file that training will read is not there."""
-    read = SimpleNamespace(
-        root=index.root,
-        camera_file=index.camera_file[rows],
-        lidar_file=index.lidar_file[rows] if with_lidar else index.lidar_file[:0],
-        sweep_file=index.sweep_file[:0],
-    )
-    check_files(cast(DriveIndex, read), root or None)
+    names = index.camera_file[rows].ravel().tolist()
+    if with_lidar:
+        names += index.lidar_file[rows].tolist()
+    wanted: dict[str, list[str]] = {}
+    for name in names:
+        folder, _, file = name.decode().rpartition("/")
+        wanted.setdefault(folder, []).append(file)
+    for folder, files in wanted.items():
+        place = root / folder
+        present = set(os.listdir(place)) if place.is_dir() else set()
+        missing = [file for file in files if file not in present]
+        if missing:
+            raise MissingFileError(
+                f"{place} lacks {len(missing)} files that training reads, first {missing[0]}; "
+                "complete the data set, or give its folder with --set data.root=FOLDER."
+            )

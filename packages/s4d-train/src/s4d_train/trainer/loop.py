@@ -298,7 +298,7 @@ def changed_settings(before: dict[str, Any], now: dict[str, Any], where: str = "
         old = before.get(key)
         if isinstance(value, dict) and isinstance(old, dict):
             notes += changed_settings(old, value, f"{name}.")
-        elif old != value:
+        elif old != value and name not in ("out", "run.workers", "run.log_every"):
             notes.append(f"setting '{name}' was {old!r} before the resume, now it is {value!r}")
     return notes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import nn
 from s4d_core import ImageConfig, Sparse4D, Sparse4DConfig, build_model, get_config, load_checkpoint
 
 from ..configs.config import FitConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, S4DError
 
 BOX_COLUMNS = 11
 
@@ -24,10 +25,7 @@ def model_config(config: FitConfig) -> Sparse4DConfig:
     Raises:
         ConfigError: the model is not known, or the depth maps do not fit its depth branch.
     """
-    try:
-        base = get_config(config.model.name)
-    except Exception as error:
-        raise ConfigError(f"setting 'model.name': {error}") from None
+    base = named_model(config.model.name)
     data, model = config.data, config.model
     image = ImageConfig(
         data.image_size,
@@ -59,6 +57,21 @@ def model_config(config: FitConfig) -> Sparse4DConfig:
         camera_names=tuple(data.camera_names),
         class_names=tuple(data.class_names),
     )
+
+
+def named_model(name: str) -> Sparse4DConfig:
+    """A model by its name, or by the JSON file of a model configuration or checkpoint.
+
+    Raises:
+        ConfigError: there is no such name or file, or it is not a model configuration.
+    """
+    try:
+        if not name.endswith(".json"):
+            return get_config(name)
+        content = json.loads(Path(name).read_text())
+        return Sparse4DConfig.from_dict(content.get("model", content))
+    except (S4DError, OSError, ValueError) as error:
+        raise ConfigError(f"setting 'model.name': {error}") from None
 
 
 def build_network(config: FitConfig) -> Sparse4D:

@@ -30,7 +30,7 @@ def parameter_groups(model: nn.Module, settings: OptimiserSettings) -> list[dict
 def build_optimiser(
     model: nn.Module, settings: OptimiserSettings, device: torch.device
 ) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`; the fused kernel on devices, which can skip a step there.
+    """AdamW over `parameter_groups`; on CUDA the fused kernel, which can skip a step by itself.
 
     The rate of a fused optimiser is a plain number per group, set by `set_rate` each step.
     """
@@ -39,7 +39,7 @@ def build_optimiser(
         lr=settings.lr,
         betas=settings.betas,
         weight_decay=settings.weight_decay,
-        fused=True if device.type in ("cuda", "cpu") else None,
+        fused=True if device.type == "cuda" else None,
     )
 
 
