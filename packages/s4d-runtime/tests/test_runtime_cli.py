@@ -119,10 +119,12 @@ def test_errors_are_one_line(capsys, tmp_path, artifact, made_dataset):
         ("drive", made_dataset, "--artifact", artifact, "--backend", "abacus"),
         ("view", tmp_path / "r.json", "--data", made_dataset),
         ("bench", tmp_path),
+        ("drive", made_dataset, "--artifact", artifact, "--out", artifact),
+        ("drive", made_dataset, "--annotations", "--out", artifact),
+        ("bench", artifact, "--frames", 1, "--json", artifact / "x.json"),
     ):
-        code, _, err = run(
-            capsys, *arguments, *(("--out", tmp_path) if "drive" in arguments else ())
-        )
+        out = ("--out", tmp_path) if "drive" in arguments and "--out" not in arguments else ()
+        code, _, err = run(capsys, *arguments, *out)
         assert code == 1 and err.startswith("error: ") and err.count("\n") == 1, err
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "ImageError",
     "ManifestError",
     "MissingExtraError",
+    "OutputError",
     "PolicyError",
     "PoseError",
     "ResultsError",
@@ -105,6 +106,10 @@ class DatasetError(S4DError):
 
 class ResultsError(S4DError):
     """A results file cannot be read, or does not fit the data set."""
+
+
+class OutputError(S4DError, OSError):
+    """A file cannot be written: no permission, no space, no such folder."""
 
 
 class MissingExtraError(S4DError, ImportError):

@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from .errors import OutputError
+
 __all__ = ["atomic_write", "write_bytes"]
 
 
@@ -18,8 +20,21 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     The bytes go to a temporary file in the same folder, reach the disk, and are renamed.
     Missing parent folders are made.
+
+    Raises:
+        OutputError: the system refuses to make, write or rename the file. No partial file is left.
     """
-    target = Path(path)
+    try:
+        with _renamed_when_whole(Path(path)) as file:
+            yield file
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
+
+
+@contextmanager
+def _renamed_when_whole(target: Path) -> Iterator[BinaryIO]:
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:

@@ -39,11 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except S4DError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            sys.stderr.close()
+        else:
+            print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        sys.stderr.close()
         return 1
 
 
