@@ -20,6 +20,8 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("view", ".view", "draw pictures of results that drive wrote"),
     ("bench", ".bench", "measure latency and memory of an artifact"),
     ("inspect", ".inspect", "check an artifact and print what is in it"),
+    ("lidar", ".lidar", "encode point clouds with a LiDAR model"),
+    ("compare", ".compare", "compare two tensor files, with limits"),
 ]
 
 

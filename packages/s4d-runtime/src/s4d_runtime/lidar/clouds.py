@@ -1,0 +1,74 @@
+"""Reading point clouds, and a picture of a bird's-eye tensor."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DatasetError
+from .tensor_file import read_tensor
+
+__all__ = ["bev_picture", "find_clouds", "read_cloud"]
+
+SUFFIXES = (".bin", ".npy", ".tensor")
+
+
+def find_clouds(path: str | os.PathLike[str]) -> list[Path]:
+    """The point clouds of a folder by name, or the one file.
+
+    Raises:
+        DatasetError: nothing there.
+    """
+    source = Path(path)
+    if source.is_file():
+        return [source]
+    found = sorted(p for p in source.glob("*") if p.suffix in SUFFIXES) if source.is_dir() else []
+    if not found:
+        raise DatasetError(f"expected a point cloud or a folder with {', '.join(SUFFIXES)} files, "
+                           f"found none at {os.fspath(path)}")  # fmt: skip
+    return found
+
+
+def read_cloud(path: Path, columns: int = 5, dtype: str = "float32") -> NDArray[np.float32]:
+    """Points (P, columns) as float32. ``.bin`` is raw numbers of ``dtype``, row by row.
+
+    Raises:
+        DatasetError: the size is not a whole number of points.
+    """
+    try:
+        if path.suffix == ".npy":
+            array = np.load(path, allow_pickle=False)
+        elif path.suffix == ".tensor":
+            array = read_tensor(path)
+        else:
+            raw = path.read_bytes()
+            array = np.frombuffer(raw, dtype).reshape(-1, columns)
+    except (OSError, ValueError, EOFError) as error:
+        raise DatasetError(
+            f"{path.name}: expected points of {columns} {dtype} values each: {error}"
+        ) from None
+    if array.ndim != 2 or array.shape[1] < 3 or array.dtype.kind not in "fiu":
+        raise DatasetError(f"{path.name}: expected points (P, >= 3), got shape {array.shape}")
+    return array[:, :columns].astype(np.float32)
+
+
+def bev_picture(dense: NDArray[Any], size: int = 720) -> Any:
+    """A Pillow image of a (C, H, W) tensor: the strongest channel of each cell, dark to bright,
+    scaled to its 99.5th percentile. Forward (growing row number) points up."""
+    from PIL import Image
+
+    strength = np.abs(dense.astype(np.float32)).max(0)
+    top = float(np.quantile(strength[strength > 0], 0.995)) if strength.any() else 1.0
+    level = np.sqrt(np.clip(strength / top, 0, 1))[::-1]
+    stops = np.array([[12, 14, 24], [40, 60, 140], [60, 170, 170], [250, 240, 150]], np.float32)
+    at = level * (len(stops) - 1)
+    low = np.minimum(at.astype(np.int64), len(stops) - 2)
+    share = (at - low)[..., None]
+    colour = stops[low] * (1 - share) + stops[low + 1] * share
+    image = Image.fromarray(colour.round().astype(np.uint8))
+    scale = max(1, size // max(image.size))
+    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
