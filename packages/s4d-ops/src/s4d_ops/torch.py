@@ -10,11 +10,17 @@ locations and weights are taken in the type they come in, and all sums are float
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from ._libraries import library_path
 from .errors import InvalidInputError, MissingLibraryError
+
+try:
+    import torch
+    from torch import Tensor
+except ImportError as error:
+    raise MissingLibraryError(
+        f"s4d_ops.torch needs torch 2.11 or later, which cannot be imported ({error}); install it "
+        "with: pip install 's4d-ops[torch]'"
+    ) from error
 
 __all__ = ["deformable_aggregation"]
 
