@@ -36,12 +36,15 @@ def depth_maps(
         np.full((cameras, (height // s) * (width // s)), EMPTY, dtype=np.float32) for s in strides
     ]
     matrix = np.asarray(lidar2img, dtype=np.float32)
+    cloud = np.ascontiguousarray(points.T, dtype=np.float32)
+    # All cameras in one product: (3 N, 3) x (3, n).
+    projected = (matrix[:, :3, :3].reshape(-1, 3) @ cloud).reshape(cameras, 3, -1)
+    projected += matrix[:, :3, 3:]
     for camera in range(cameras):
         # Most points are behind or beside a camera: depth first, then the rest for those before it.
-        distance = points @ matrix[camera, 2, :3] + matrix[camera, 2, 3]
-        ahead = np.flatnonzero(distance >= _NEAREST)
-        distance = distance[ahead]
-        pixel = points[ahead] @ matrix[camera, :2, :3].T + matrix[camera, :2, 3]
+        ahead = np.flatnonzero(projected[camera, 2] >= _NEAREST)
+        distance = projected[camera, 2, ahead]
+        pixel = projected[camera, :2, ahead]
         pixel /= distance[:, None]
         inside = np.flatnonzero(
             (pixel[:, 0] >= 0) & (pixel[:, 0] < width) & (pixel[:, 1] >= 0)
