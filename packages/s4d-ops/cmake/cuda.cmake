@@ -59,3 +59,12 @@ if(S4D_TORCH_FOUND)
   target_compile_options(s4d_torch_cuda PRIVATE -Wall -Wextra -Wno-unused-parameter)
   target_link_libraries(s4d_torch_cuda PRIVATE ${CMAKE_DL_LIBS})
 endif()
+
+if(NOT S4D_ORT STREQUAL "OFF")
+  s4d_add_cuda_door(s4d_ort_cuda csrc/onnxruntime/aggregation_op.cpp
+    csrc/onnxruntime/aggregation_cpu.cpp csrc/onnxruntime/aggregation_cuda.cpp
+    csrc/onnxruntime/register_cuda.cpp)
+  target_compile_options(s4d_ort_cuda PRIVATE -Wall -Wextra)
+endif()
+
+include(cuda_tensorrt)

@@ -101,17 +101,17 @@ struct Vector<int8_t> {
 
 // The four neighbours of a sample in one feature map. Rows are absolute (first row of the level
 // added). A neighbour outside the map has bit k of `inside` cleared.
-template <typename Real>
+template <typename Real, typename Index>
 struct Bilinear {
-  int64_t x0, y0;    // may be -1 / size - 1: the left and upper neighbour
+  Index x0, y0;      // may be -1 / size - 1: the left and upper neighbour
   Real fx, fy;       // share of the right and lower neighbour
   bool left, right, up, down;
 };
 
 // Pixel x0 and the share of x0 + 1 at `location * size - 0.5`. The rounding error of the product
 // is carried along, so that the share is good to an ulp of 1, not of `size`.
-__device__ inline void split_coordinate(float location, int64_t size, int64_t* cell,
-                                        float* share) {
+template <typename Index>
+__device__ inline void split_coordinate(float location, Index size, Index* cell, float* share) {
   const float length = static_cast<float>(size);
   const float product = location * length;
   const float residue = fmaf(location, length, -product);
@@ -125,7 +125,7 @@ __device__ inline void split_coordinate(float location, int64_t size, int64_t* c
     part -= 1.0f;
     base += 1.0f;
   }
-  const int64_t whole = static_cast<int64_t>(base);
+  const Index whole = static_cast<Index>(base);
   *cell = whole < -1 ? -1 : (whole > size - 1 ? size - 1 : whole);
   *share = part;
 }
@@ -139,9 +139,9 @@ __device__ inline void split_coordinate(double location, int64_t size, int64_t* 
   *share = pixel - base;
 }
 
-template <typename Real>
-__device__ inline Bilinear<Real> locate(Real x, Real y, int64_t height, int64_t width) {
-  Bilinear<Real> at;
+template <typename Real, typename Index>
+__device__ inline Bilinear<Real, Index> locate(Real x, Real y, Index height, Index width) {
+  Bilinear<Real, Index> at;
   split_coordinate(x, width, &at.x0, &at.fx);
   split_coordinate(y, height, &at.y0, &at.fy);
   at.left = at.x0 >= 0;
@@ -192,14 +192,21 @@ struct Divisor {
   }
 };
 
-// Asks for `bytes` (a multiple of 16) at `address` (16-byte aligned) to be brought into L2.
-__device__ inline void prefetch_l2(const void* address, uint32_t bytes) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;"
-               :
-               : "l"(__cvta_generic_to_global(address)), "r"(bytes)
-               : "memory");
-#endif
+// A level in shared memory. All sizes are below 2^31 where the 16-byte kernels run.
+struct alignas(16) StagedLevel {
+  int32_t height, width;
+  uint32_t first;
+};
+
+__device__ inline void stage_levels(const void* spatial_shapes, const void* level_start_index,
+                                    DType type, const AggregationShape& shape,
+                                    StagedLevel* staged) {
+  const int count = static_cast<int>(shape.views * shape.levels);
+  for (int i = threadIdx.x; i < count; i += blockDim.x) {
+    const Level level = load_level(spatial_shapes, level_start_index, type, i, shape.rows);
+    staged[i] = {static_cast<int32_t>(level.height), static_cast<int32_t>(level.width),
+                 static_cast<uint32_t>(level.first)};
+  }
 }
 
 // --- block-wide compaction in a fixed order ---
@@ -244,6 +251,7 @@ inline bool fits_vectors(const AggregationShape& shape, DType feature_type, cons
   const int64_t group_bytes = shape.channels / shape.groups * size;
   const int64_t vectors = shape.channels * size / 16;
   return group_bytes % 16 == 0 && vectors <= (int64_t{1} << 20) &&
+         shape.rows < (int64_t{1} << 31) &&
          shape.rows <= ((int64_t{1} << 32) - 1) / (vectors > 0 ? vectors : 1) &&
          shape.points * shape.views < (int64_t{1} << 30) && shape.levels < (1 << 16) &&
          shape.groups < (1 << 16);

@@ -46,6 +46,7 @@ struct Cell {  // one (level, point)
 
 // Layout of the dynamic shared memory; the host asks it for the size.
 struct Shared {
+  StagedLevel* levels;    // N * L
   VisiblePoint* visible;  // kThreads
   Cell* cells;            // kChunk * L
   uint64_t* row_mask;     // per row: which keys of its level are in it
@@ -59,18 +60,20 @@ struct Shared {
   float* dots;            // rows * G: table D
   float* shares;          // rows * G: table S
 
-  __host__ __device__ static int64_t bytes(int64_t levels, int64_t groups) {
+  __host__ __device__ static int64_t bytes(int64_t views, int64_t levels, int64_t groups) {
     const int64_t keys = kChunk * 4 * levels;
-    return kThreads * static_cast<int64_t>(sizeof(VisiblePoint)) +
+    return views * levels * static_cast<int64_t>(sizeof(StagedLevel)) +
+           kThreads * static_cast<int64_t>(sizeof(VisiblePoint)) +
            kChunk * levels * static_cast<int64_t>(sizeof(Cell)) + keys * (8 + 5 * 4 + 8) +
            kChunk * levels * groups * 4 + 2 * keys * groups * 4;
   }
 
-  __device__ Shared(void* memory, int levels, int groups) {
-    const int keys = kChunk * 4 * levels;
-    visible = static_cast<VisiblePoint*>(memory);
+  __device__ Shared(void* memory, int views, int level_count, int groups) {
+    const int keys = kChunk * 4 * level_count;
+    levels = static_cast<StagedLevel*>(memory);
+    visible = reinterpret_cast<VisiblePoint*>(levels + views * level_count);
     cells = reinterpret_cast<Cell*>(visible + kThreads);
-    row_mask = reinterpret_cast<uint64_t*>(cells + kChunk * levels);
+    row_mask = reinterpret_cast<uint64_t*>(cells + kChunk * level_count);
     key_slope = reinterpret_cast<float2*>(row_mask + keys);
     key_row = reinterpret_cast<uint32_t*>(key_slope + keys);
     key_share = reinterpret_cast<float*>(key_row + keys);
@@ -78,7 +81,7 @@ struct Shared {
     row_offset = reinterpret_cast<uint32_t*>(key_slot + keys);
     row_level = reinterpret_cast<int*>(row_offset + keys);
     weights = reinterpret_cast<float*>(row_level + keys);
-    dots = weights + kChunk * levels * groups;
+    dots = weights + kChunk * level_count * groups;
     shares = dots + keys * groups;
   }
 };
@@ -97,24 +100,21 @@ __device__ inline int chunk_length(const VisiblePoint* visible, int begin, int c
 // Cells and keys of the chunk. Keys of a level lie together: (level * points + k) * 4 + corner.
 __device__ inline void stage_cell(const BackwardArgs& args, const Shared& shared,
                                   const VisiblePoint& point, int level, int cell) {
-  const AggregationBackward& call = args.call;
-  const AggregationShape& shape = call.shape;
-  const Level map = load_level(call.spatial_shapes, call.level_start_index, call.index_type,
-                               point.view * shape.levels + level, shape.rows);
+  const StagedLevel map = shared.levels[point.view * args.levels + level];
   uint32_t rows[4] = {kOutside, kOutside, kOutside, kOutside};
   float4 share = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   Cell at_cell = {0.0f, 0.0f, 0.0f, 0.0f};
   if (map.height != 0) {
-    const Bilinear<float> at = locate(point.x, point.y, map.height, map.width);
+    const Bilinear<float, int32_t> at = locate(point.x, point.y, map.height, map.width);
     at_cell = {at.fx, at.fy, static_cast<float>(map.width), static_cast<float>(map.height)};
     share = make_float4((1.0f - at.fy) * (1.0f - at.fx), (1.0f - at.fy) * at.fx,
                         at.fy * (1.0f - at.fx), at.fy * at.fx);
-    const int64_t row = map.first + at.y0 * map.width + at.x0;
+    const int64_t row = int64_t{map.first} + int64_t{at.y0} * map.width + at.x0;
     const bool inside[4] = {at.up && at.left, at.up && at.right, at.down && at.left,
                             at.down && at.right};
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      const int64_t neighbour = row + (k & 1) + (k >> 1) * map.width;
+      const int64_t neighbour = row + (k & 1) + int64_t{k >> 1} * map.width;
       if (inside[k]) rows[k] = static_cast<uint32_t>(neighbour) * args.vectors;
     }
   }
@@ -231,7 +231,7 @@ __global__ void __launch_bounds__(kThreads, kVectors > 2 ? 2 : 3) backward_kerne
   const int levels = args.levels;
   const int groups = args.groups;
   const int weights_per_point = args.by_weights.value;
-  const Shared shared(memory, levels, groups);
+  const Shared shared(memory, static_cast<int>(shape.views), levels, groups);
   const Lane<kVectors> lane(args);
   const int thread = threadIdx.x;
   const int warp = thread >> 5;
@@ -239,6 +239,9 @@ __global__ void __launch_bounds__(kThreads, kVectors > 2 ? 2 : 3) backward_kerne
   const uint32_t pairs = static_cast<uint32_t>(shape.points * shape.views);
   const float fixed_scale =
       args.maxima == nullptr ? 0.0f : fixed_point_scale(args.maxima, shape);
+
+  // Visible to all after the first barrier of the scan.
+  stage_levels(call.spatial_shapes, call.level_start_index, call.index_type, shape, shared.levels);
 
   const int64_t items = shape.batch * shape.anchors;
   for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
@@ -311,7 +314,6 @@ __global__ void __launch_bounds__(kThreads, kVectors > 2 ? 2 : 3) backward_kerne
           int found = 0;
           const int slot = rows + compact(leads, scratch, &found);
           if (leads) {
-            prefetch_l2(features + offset, 16 * args.vectors);
             shared.row_mask[slot] = mask;
             shared.row_level[slot] = level;
             shared.row_offset[slot] = offset;
@@ -441,7 +443,7 @@ std::string launch_vector_backward(const AggregationBackward& call, void* sums,
                                    const float* maxima, bool* taken) {
   *taken = false;
   constexpr int64_t kMostShared = 96 * 1024;  // every supported architecture has this much
-  const int64_t bytes = Shared::bytes(call.shape.levels, call.shape.groups);
+  const int64_t bytes = Shared::bytes(call.shape.views, call.shape.levels, call.shape.groups);
   const int64_t vectors =
       call.shape.channels * static_cast<int64_t>(size_of(call.feature_type)) / 16;
   if (!fits_vectors(call.shape, call.feature_type, call.features) ||

@@ -15,7 +15,7 @@ struct AggregationTuning {
   int threads = 0;       // per block, a multiple of 32 up to 256
   int chunk_points = 0;  // visible points staged in shared memory at a time
   int vectors_per_lane = 0;  // 1 or 2 (fp32 with more than 128 channels)
-  int prefetch = -1;         // 0 or 1: ask rows into L2 ahead of reading them (sm_90 and later)
+  int lanes = 0;             // 8, 16 or 32 lanes (times 16 bytes) of one row in a block
 };
 
 // Empty string on success, else one sentence. The result is bit-equal from run to run: no atomics,

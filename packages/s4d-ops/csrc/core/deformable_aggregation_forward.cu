@@ -1,13 +1,11 @@
 // Deformable aggregation, forward, with 16-byte loads.
 //
-// One block computes one anchor of one sample, for one slice of its channels (all of them in most
-// cases). It scans the (view, point) pairs once, keeps the visible ones in order, and stages for a
+// One block computes one anchor of one sample, for one slice of its channels. It scans the (view, point) pairs once, keeps the visible ones in order, and stages for a
 // few of them at a time what every channel shares: for each (level, point) the vector offset of
 // the four neighbours and their bilinear shares, and the weights in fp32. Then each warp takes
 // (level, point) entries in turn; its lanes read neighbouring channels, eight 16-byte loads in
 // flight each. Entries run level by level and view by view, so the rows that close points share
-// are still in L1; where the kernel waits for device memory more than it moves, rows are asked
-// into L2 while entries are staged. The warps' sums are added in a fixed order at the end.
+// are still in L1. The warps' sums are added in a fixed order at the end.
 #include "deformable_aggregation.cuh"
 
 namespace s4d::cuda {
@@ -21,10 +19,10 @@ struct ForwardArgs {
   AggregationForward call;
   uint32_t vectors;      // 16-byte vectors in a feature row
   int chunk_points;      // visible points staged at a time
-  int levels, groups;
+  int levels;
+  int slice_groups;      // groups that a slice of channels touches, from its first one on
   bool four_weights;     // weights can be read as float4
-  bool prefetch;
-  Divisor by_points, by_levels, by_weights, by_group_vectors;
+  Divisor by_points, by_levels, by_weights, by_slice_groups, by_group_vectors;
 };
 
 struct Entry {
@@ -42,46 +40,41 @@ struct VisiblePoint {
 };
 
 __device__ inline Entry make_entry(const ForwardArgs& args, const VisiblePoint& point,
-                                   uint32_t level, uint32_t weight) {
-  const AggregationForward& call = args.call;
-  const Level map =
-      load_level(call.spatial_shapes, call.level_start_index, call.index_type,
-                 point.view * static_cast<uint32_t>(args.levels) + level, call.shape.rows);
+                                   const StagedLevel& map, uint32_t weight) {
   Entry entry = {0, 0, 0, weight, make_float4(0.0f, 0.0f, 0.0f, 0.0f)};
   if (map.height == 0) return entry;
-  const Bilinear<float> at = locate(point.x, point.y, map.height, map.width);
+  const Bilinear<float, int32_t> at = locate(point.x, point.y, map.height, map.width);
   float left = 1.0f - at.fx, right = at.fx, up = 1.0f - at.fy, down = at.fy;
   if (!at.left) left = right = 0.5f * at.fx;
   if (!at.right) left = right = 0.5f * (1.0f - at.fx);
   if (!at.up) up = down = 0.5f * at.fy;
   if (!at.down) up = down = 0.5f * (1.0f - at.fy);
-  const int64_t x = at.left ? at.x0 : 0;
-  const int64_t y = at.up ? at.y0 : 0;
-  entry.base = static_cast<uint32_t>(map.first + y * map.width + x) * args.vectors;
+  const uint32_t x = at.left ? at.x0 : 0;
+  const uint32_t y = at.up ? at.y0 : 0;
+  entry.base = (map.first + y * static_cast<uint32_t>(map.width) + x) * args.vectors;
   entry.step_x = at.left && at.right ? args.vectors : 0;
   entry.step_y = at.up && at.down ? static_cast<uint32_t>(map.width) * args.vectors : 0;
   entry.share = make_float4(up * left, up * right, down * left, down * right);
   return entry;
 }
 
-__device__ inline void prefetch_entry(const Entry& entry, const uint4* rows, uint32_t vectors) {
-  const uint32_t bytes = 16 * (entry.step_x + vectors);  // left and right lie side by side
-  prefetch_l2(rows + entry.base, bytes);
-  if (entry.step_y != 0) prefetch_l2(rows + entry.base + entry.step_y, bytes);
-}
-
-// The weights of the staged points, in fp32.
+// The weights of the staged points for the groups of this slice, in fp32.
 __device__ inline void stage_weights(const ForwardArgs& args, const VisiblePoint* visible,
-                                     int points, int64_t first_pair, float* weights) {
+                                     int points, int64_t first_pair, uint32_t first_group,
+                                     float* weights) {
   const AggregationForward& call = args.call;
-  const uint32_t per_point = args.by_weights.value;
+  const uint32_t groups = static_cast<uint32_t>(call.shape.groups);
+  const uint32_t per_point = args.levels * groups;
+  const uint32_t staged = args.by_weights.value;  // levels * slice_groups
   const float scale = call.feature_scale;
   if (args.four_weights) {
     const float4* from = static_cast<const float4*>(call.weights) + first_pair * (per_point / 4);
-    for (uint32_t i = 4 * threadIdx.x; i < points * per_point; i += 4 * blockDim.x) {
+    for (uint32_t i = 4 * threadIdx.x; i < points * staged; i += 4 * blockDim.x) {
       const uint32_t k = args.by_weights.divide(i);
-      float4 four = __ldg(from + (static_cast<int64_t>(visible[k].index) * per_point + i -
-                                  k * per_point) / 4);
+      const uint32_t rest = i - k * staged;
+      const uint32_t level = args.by_slice_groups.divide(rest);
+      const uint32_t at = level * groups + first_group + rest - level * args.slice_groups;
+      float4 four = __ldg(from + (static_cast<int64_t>(visible[k].index) * per_point + at) / 4);
       four.x *= scale;
       four.y *= scale;
       four.z *= scale;
@@ -90,10 +83,13 @@ __device__ inline void stage_weights(const ForwardArgs& args, const VisiblePoint
     }
     return;
   }
-  for (uint32_t i = threadIdx.x; i < points * per_point; i += blockDim.x) {
+  for (uint32_t i = threadIdx.x; i < points * staged; i += blockDim.x) {
     const uint32_t k = args.by_weights.divide(i);
-    const int64_t at = (first_pair + visible[k].index) * per_point + (i - k * per_point);
-    weights[i] = load_float(call.weights, at, call.weight_type) * scale;
+    const uint32_t rest = i - k * staged;
+    const uint32_t level = args.by_slice_groups.divide(rest);
+    const uint32_t at = level * groups + first_group + rest - level * args.slice_groups;
+    const int64_t index = (first_pair + visible[k].index) * per_point + at;
+    weights[i] = load_float(call.weights, index, call.weight_type) * scale;
   }
 }
 
@@ -140,8 +136,8 @@ struct Corners {
   }
 };
 
-// Shared memory: visible points of one scan round, then staged entries and weights; the latter
-// area is reused for the sums of the warps.
+// Shared memory: the level table, visible points of one scan round, then staged entries and
+// weights; the last area is reused for the sums of the warps.
 template <typename Feature, int kLanes, int kVectors>
 __global__ void __launch_bounds__(kMaxThreads, 4)
     forward_kernel(const __grid_constant__ ForwardArgs args) {
@@ -149,7 +145,9 @@ __global__ void __launch_bounds__(kMaxThreads, 4)
   constexpr int kRowsPerWarp = 32 / kLanes;
   extern __shared__ uint4 shared[];
   __shared__ int scratch[kMaxThreads / 32];
-  VisiblePoint* visible = reinterpret_cast<VisiblePoint*>(shared);
+  StagedLevel* maps = reinterpret_cast<StagedLevel*>(shared);
+  VisiblePoint* visible = reinterpret_cast<VisiblePoint*>(
+      maps + args.call.shape.views * args.call.shape.levels);
   Entry* entries = reinterpret_cast<Entry*>(visible + blockDim.x);
   const AggregationForward& call = args.call;
   const AggregationShape& shape = call.shape;
@@ -162,13 +160,19 @@ __global__ void __launch_bounds__(kMaxThreads, 4)
   const int warps = blockDim.x >> 5;
   const int stride = warps * kRowsPerWarp;
   const uint32_t pairs = static_cast<uint32_t>(shape.points * shape.views);
+  const uint32_t first_group =
+      args.slice_groups == shape.groups
+          ? 0
+          : args.by_group_vectors.divide(blockIdx.y * kVectors * kLanes);
   uint32_t vector[kVectors], group[kVectors];
 #pragma unroll
   for (int j = 0; j < kVectors; ++j) {
     const uint32_t slot = (blockIdx.y * kVectors + j) * kLanes + lane % kLanes;
     vector[j] = slot < args.vectors ? slot : args.vectors - 1;
-    group[j] = args.by_group_vectors.divide(vector[j]);
+    group[j] = args.by_group_vectors.divide(vector[j]) - first_group;
   }
+  // Visible to all after the first barrier of the scan.
+  stage_levels(call.spatial_shapes, call.level_start_index, call.index_type, shape, maps);
 
   const int64_t items = shape.batch * shape.anchors;
   for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
@@ -201,11 +205,11 @@ __global__ void __launch_bounds__(kMaxThreads, 4)
         for (int i = thread; i < total; i += blockDim.x) {
           const uint32_t k = args.by_levels.divide(i);
           const uint32_t level = i - k * args.by_levels.value;
-          const Entry entry = make_entry(args, visible[begin + k], level, i * args.groups);
-          if (args.prefetch && blockIdx.y == 0) prefetch_entry(entry, rows, args.vectors);
-          entries[level * points + k] = entry;
+          const VisiblePoint& point = visible[begin + k];
+          entries[level * points + k] = make_entry(
+              args, point, maps[point.view * args.by_levels.value + level], i * args.slice_groups);
         }
-        stage_weights(args, visible + begin, points, first_pair, weights);
+        stage_weights(args, visible + begin, points, first_pair, first_group, weights);
         __syncthreads();
         int i = warp * kRowsPerWarp + lane / kLanes;
         if constexpr (kVectors == 1) {
@@ -254,40 +258,56 @@ __global__ void __launch_bounds__(kMaxThreads, 4)
 }
 
 template <typename Feature, int kLanes, int kVectors = 1>
-std::string launch(ForwardArgs& args, int threads, int chunk_points, bool* taken) {
+std::string launch(ForwardArgs& args, const AggregationTuning& tuning, bool* taken) {
   const AggregationShape& shape = args.call.shape;
+  const uint32_t slice = kLanes * kVectors;
+  const uint32_t group_vectors = args.by_group_vectors.value;
+  int64_t groups = shape.groups;
+  if (slice % group_vectors == 0 && shape.groups % (slice / group_vectors) == 0) {
+    groups = slice / group_vectors;
+  } else if (group_vectors % slice == 0) {
+    groups = 1;
+  }
+  args.slice_groups = static_cast<int>(groups);
+  args.by_slice_groups = Divisor(groups);
+  args.by_weights = Divisor(shape.levels * groups);
+  args.four_weights = args.call.weight_type == DType::f32 && aligned16(args.call.weights) &&
+                      shape.levels * shape.groups % 4 == 0 &&
+                      (groups % 4 == 0 || groups == shape.groups);
+
+  const int threads = tuning.threads > 0 ? tuning.threads : kMaxThreads;
   const int64_t point_bytes =
-      shape.levels * static_cast<int64_t>(sizeof(Entry)) + shape.levels * shape.groups * 4;
+      shape.levels * static_cast<int64_t>(sizeof(Entry)) + shape.levels * groups * 4;
   int64_t chunk = kStagedBytes / point_bytes;
-  if (chunk_points > 0) chunk = chunk_points;
+  if (tuning.chunk_points > 0) chunk = tuning.chunk_points;
   chunk = chunk < 1 ? 1 : (chunk > kStagedPoints ? kStagedPoints : chunk);
   int64_t staged = chunk * point_bytes;
-  const int64_t sums = int64_t{4} * (threads / 32) * kLanes * kVectors * Vector<Feature>::kSize;
+  const int64_t sums = int64_t{4} * (threads / 32) * slice * Vector<Feature>::kSize;
   if (staged < sums) staged = sums;
-  const int64_t bytes = threads * static_cast<int64_t>(sizeof(VisiblePoint)) + staged;
+  const int64_t bytes = shape.views * shape.levels * static_cast<int64_t>(sizeof(StagedLevel)) +
+                        threads * static_cast<int64_t>(sizeof(VisiblePoint)) + staged;
   if (bytes > 48 * 1024) return {};
   *taken = true;
   args.chunk_points = static_cast<int>(chunk);
   const int64_t items = shape.batch * shape.anchors;
   const dim3 grid(static_cast<uint32_t>(items < 0x7fffffff ? items : 0x7fffffff),
-                  (args.vectors + kLanes * kVectors - 1) / (kLanes * kVectors));
+                  (args.vectors + slice - 1) / slice);
   forward_kernel<Feature, kLanes, kVectors>
       <<<grid, threads, bytes, static_cast<cudaStream_t>(args.call.stream)>>>(args);
   return status(cudaGetLastError(), "deformable aggregation forward");
 }
 
 template <typename Feature>
-std::string launch_lanes(ForwardArgs& args, const AggregationTuning& tuning, int threads,
-                         bool* taken) {
-  const int chunk = tuning.chunk_points;
-  if (args.vectors <= 8) return launch<Feature, 8>(args, threads, chunk, taken);
-  if (args.vectors <= 16) return launch<Feature, 16>(args, threads, chunk, taken);
+std::string launch_lanes(ForwardArgs& args, const AggregationTuning& tuning, bool* taken) {
+  const uint32_t lanes = tuning.lanes > 0 ? tuning.lanes : 32;
+  if (args.vectors <= 8 || lanes == 8) return launch<Feature, 8>(args, tuning, taken);
+  if (args.vectors <= 16 || lanes == 16) return launch<Feature, 16>(args, tuning, taken);
   if constexpr (Vector<Feature>::kSize == 4) {
-    if (args.vectors > 32 && tuning.vectors_per_lane != 1) {
-      return launch<Feature, 32, 2>(args, threads, chunk, taken);
+    if (args.vectors > 32 && tuning.vectors_per_lane == 2) {
+      return launch<Feature, 32, 2>(args, tuning, taken);
     }
   }
-  return launch<Feature, 32>(args, threads, chunk, taken);
+  return launch<Feature, 32>(args, tuning, taken);
 }
 
 }  // namespace
@@ -302,20 +322,14 @@ std::string launch_vector_forward(const AggregationForward& call, const Aggregat
   const int64_t size = static_cast<int64_t>(size_of(call.feature_type));
   args.vectors = static_cast<uint32_t>(shape.channels * size / 16);
   args.levels = static_cast<int>(shape.levels);
-  args.groups = static_cast<int>(shape.groups);
   args.by_points = Divisor(shape.points);
   args.by_levels = Divisor(shape.levels);
-  args.by_weights = Divisor(shape.levels * shape.groups);
   args.by_group_vectors = Divisor(args.vectors / static_cast<uint32_t>(shape.groups));
-  args.four_weights = call.weight_type == DType::f32 && aligned16(call.weights) &&
-                      shape.levels * shape.groups % 4 == 0;
-  args.prefetch = tuning.prefetch != 0;
-  const int threads = tuning.threads > 0 ? tuning.threads : kMaxThreads;
   switch (call.feature_type) {
-    case DType::f32: return launch_lanes<float>(args, tuning, threads, taken);
-    case DType::f16: return launch_lanes<__half>(args, tuning, threads, taken);
-    case DType::bf16: return launch_lanes<__nv_bfloat16>(args, tuning, threads, taken);
-    case DType::i8: return launch_lanes<int8_t>(args, tuning, threads, taken);
+    case DType::f32: return launch_lanes<float>(args, tuning, taken);
+    case DType::f16: return launch_lanes<__half>(args, tuning, taken);
+    case DType::bf16: return launch_lanes<__nv_bfloat16>(args, tuning, taken);
+    case DType::i8: return launch_lanes<int8_t>(args, tuning, taken);
     default: return {};
   }
 }

@@ -34,7 +34,7 @@ struct Samples {
                                  view_level, call.shape.rows);
     if (map.height == 0) return;
     any = true;
-    const Bilinear<Real> at = locate(x, y, map.height, map.width);
+    const Bilinear<Real, int64_t> at = locate(x, y, map.height, map.width);
     fx = at.fx;
     fy = at.fy;
     width = static_cast<Real>(map.width);

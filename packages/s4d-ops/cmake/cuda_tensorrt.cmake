@@ -1,0 +1,46 @@
+# TensorRT door: libs4d_trt10.so and libs4d_trt11.so, one for each folder of headers that is given
+# or found. Only headers are needed: no symbol of libnvinfer is linked.
+if(S4D_TENSORRT STREQUAL "OFF")
+  return()
+endif()
+set(S4D_TENSORRT_INCLUDE_DIR "$ENV{S4D_TENSORRT_INCLUDE_DIR}" CACHE STRING
+  "Folders of TensorRT headers (NvInferRuntime.h), one per major version; empty: look for one")
+set(S4D_TENSORRT_FOLDERS ${S4D_TENSORRT_INCLUDE_DIR})
+if(NOT S4D_TENSORRT_FOLDERS)
+  # tools/fetch_tensorrt_headers.py puts headers here, one folder a version.
+  file(GLOB S4D_TENSORRT_FOLDERS build/tensorrt-headers/*)
+endif()
+if(NOT S4D_TENSORRT_FOLDERS)
+  find_path(S4D_TENSORRT_FOUND NvInferRuntime.h HINTS ENV TENSORRT_DIR
+    PATH_SUFFIXES include x86_64-linux-gnu aarch64-linux-gnu)
+  mark_as_advanced(S4D_TENSORRT_FOUND)
+  if(S4D_TENSORRT_FOUND)
+    set(S4D_TENSORRT_FOLDERS ${S4D_TENSORRT_FOUND})
+  endif()
+endif()
+if(NOT S4D_TENSORRT_FOLDERS)
+  s4d_cannot_build(S4D_TENSORRT
+    "no TensorRT headers were found; set S4D_TENSORRT_INCLUDE_DIR to the folder of NvInferRuntime.h, or run tools/fetch_tensorrt_headers.py")
+  return()
+endif()
+
+foreach(folder IN LISTS S4D_TENSORRT_FOLDERS)
+  if(NOT EXISTS "${folder}/NvInferVersion.h")
+    s4d_cannot_build(S4D_TENSORRT "there is no NvInferVersion.h in '${folder}'")
+    continue()
+  endif()
+  file(STRINGS "${folder}/NvInferVersion.h" line
+    REGEX "^#define (NV_TENSORRT_MAJOR|TRT_MAJOR_ENTERPRISE) +[0-9]+")
+  string(REGEX MATCH "[0-9]+" major "${line}")
+  if(NOT major MATCHES "^(10|11)$")
+    s4d_cannot_build(S4D_TENSORRT "'${folder}' holds TensorRT '${major}'; 10 and 11 are supported")
+    continue()
+  endif()
+  if(TARGET s4d_trt${major})
+    continue()
+  endif()
+  file(GLOB S4D_TENSORRT_SOURCES CONFIGURE_DEPENDS csrc/tensorrt/*.cpp)
+  s4d_add_cuda_door(s4d_trt${major} ${S4D_TENSORRT_SOURCES})
+  target_include_directories(s4d_trt${major} SYSTEM PRIVATE "${folder}" ${CUDAToolkit_INCLUDE_DIRS})
+  target_compile_options(s4d_trt${major} PRIVATE -Wall -Wextra -Werror=deprecated-declarations)
+endforeach()
