@@ -119,7 +119,10 @@ def coerce(value: Any, hint: Any, where: str, text: str | None = None) -> Any:
         if isinstance(value, int) and not isinstance(value, bool):
             return value
     elif hint is str:
-        return text if text is not None else str(value)
+        if isinstance(value, str):
+            return value
+        if text is not None:
+            return text
     raise ConfigError(f"setting '{where}' needs {_name(hint)}; got {value!r}.")
 
 

@@ -64,6 +64,33 @@ def clip_gradients(
     return norm, (~norm.isfinite()).to(norm.dtype)
 
 
+class StatisticsBackup:
+    """Running statistics of batch norm before the last two steps.
+
+    A bad step leaves the weights alone, but its forward pass may already have put a NaN into the
+    running statistics. The host learns of it one step later; two copies are enough to go back.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._live = [
+            buffer
+            for name, buffer in model.named_buffers()
+            if name.endswith(("running_mean", "running_var"))
+        ]
+        self._slots = [[buffer.clone() for buffer in self._live] for _ in range(2)]
+
+    def keep(self, step: int) -> None:
+        """Before step number `step`."""
+        if self._live:
+            torch._foreach_copy_(self._slots[step % 2], self._live)
+
+    def restore(self, step: int) -> None:
+        """After step `step`, the last or last but one, has turned out bad."""
+        if self._live:
+            torch._foreach_copy_(self._live, self._slots[step % 2])
+            torch._foreach_copy_(self._slots[(step + 1) % 2], self._live)
+
+
 class NonFiniteGuard:
     """Names losses that are NaN or infinite, and stops a run that does not recover."""
 

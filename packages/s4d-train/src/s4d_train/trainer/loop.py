@@ -31,7 +31,7 @@ from .checkpoint import (
     step_of,
 )
 from .feed import Feed
-from .guard import GradientScale, NonFiniteGuard, clip_gradients
+from .guard import GradientScale, NonFiniteGuard, StatisticsBackup, clip_gradients
 from .log import RunLog
 from .metrics import DelayedValues
 from .network import build_network
@@ -80,6 +80,7 @@ class Trainer:
         self.average = None
         if config.optimiser.ema > 0:
             self.average = WeightAverage(self.model, config.optimiser.ema)
+        self.statistics = StatisticsBackup(self.model)
         self.temporal = TemporalState()
         # From here on the ranks draw different numbers: dropout, denoising noise.
         torch.manual_seed(run.seed + 1000 * (ranks.rank + 1))
@@ -87,6 +88,7 @@ class Trainer:
 
     def train_step(self, batch: Batch, rate: float) -> dict[str, Tensor]:
         """One step on a batch from the loader; returns losses and gradient norm, on the device."""
+        self.statistics.keep(self.step + 1)
         targets = make_targets(batch, self.config.loss, self.draws, self.device)
         batch = batch.to(self.device, non_blocking=True)
         past = self.temporal
@@ -231,6 +233,8 @@ def _run(
             return
         step, values = arrived
         warning = guard.check(step, values)
+        if warning:
+            trainer.statistics.restore(step)
         if log is None:
             return
         if warning:
