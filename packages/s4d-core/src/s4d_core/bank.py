@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .config import Sparse4DConfig
+from .layers import full_precision
 from .state import BankState
 
 __all__ = ["Carried", "assign_ids", "merge", "remember", "temporal_mask"]
@@ -94,7 +95,8 @@ def remember(
     head = torch.where(bank.valid[:, None], decayed, head)
     confidence = torch.cat([head, confidence[:, past:]], dim=1)
     top, index = confidence.topk(past, dim=1)
-    chosen = Carried(gather_rows(feature.detach(), index), gather_rows(box.detach(), index), top)
+    feature = full_precision(feature.detach())
+    chosen = Carried(gather_rows(feature, index), gather_rows(box.detach(), index), top)
     return chosen, confidence, index
 
 
