@@ -15,7 +15,7 @@ def seeded_model(name_or_config: str | Sparse4DConfig, seed: int = 0) -> Sparse4
 
     Fresh weights are no test: sampling weights and instance features start at zero, scores are
     all alike. Here scores spread, boxes stay metres, and nothing depends on the order of draws.
-    Matrices have gain 0.7: with gain 1 a rounding error grows a hundredfold from frame to frame,
+    Matrices have gain 0.6: with gain 1 a rounding error grows a hundredfold from frame to frame,
     because a point that crosses an image border counts or does not.
     """
     model = build_model(name_or_config).eval()
@@ -37,7 +37,7 @@ def seeded_model(name_or_config: str | Sparse4DConfig, seed: int = 0) -> Sparse4
             elif len(shape) == 4:
                 new = draw * np.sqrt(2 / np.prod(shape[1:]))
             elif len(shape) == 2:
-                new = 0.7 * draw / np.sqrt(shape[1])
+                new = 0.6 * draw / np.sqrt(shape[1])
             elif key.endswith("cls_output.bias"):
                 new = -3.0 + 0.1 * draw
             elif "depth" in key:

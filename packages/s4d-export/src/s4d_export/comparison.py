@@ -139,15 +139,20 @@ class Comparison:
         self.errors.setdefault(name, Errors()).add(a, b, error)
 
     def _count(self, match: RowMatch, score_a: NDArray[Any], score_b: NDArray[Any]) -> None:
-        """Rows without partner; those that tie with the last place of the list are no error."""
+        """Rows without partner; those that tie with the last place of the list are no error.
+
+        A tie is a distance that the errors of the matched rows of this frame explain.
+        """
         self.rows += len(score_a)
+        noise = np.abs(score_a[match.first] - score_b[match.second]).max(initial=0.0)
+        margin = min(2 * float(noise) + 1e-6, self.tolerance.scores)
         for rows, own, other in (
             (match.left_over_first, score_a, score_b),
             (match.left_over_second, score_b, score_a),
         ):
             if len(rows) == 0:
                 continue
-            at_cut = own[rows] - other.min() <= self.tolerance.scores * max(1e-6, other.min())
+            at_cut = own[rows] - other.min() <= margin
             self.cut_ties += int(at_cut.sum())
             self.unmatched += int((~at_cut).sum())
 
