@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ._version import __version__
+from .lidar_command import add_command as add_lidar_command
 
 __all__ = ["main"]
 
@@ -43,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_onnx(commands)
     _add_verify(commands)
     _add_inspect(commands)
+    add_lidar_command(commands)
     return parser
 
 
