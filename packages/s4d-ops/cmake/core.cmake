@@ -28,7 +28,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
     csrc/core/cpu/kernels_avx2.cpp csrc/core/cpu/kernels_avx512.cpp)
   target_compile_definitions(s4d_core_cpu PRIVATE S4D_X86_VARIANTS)
   set_source_files_properties(csrc/core/cpu/kernels_avx2.cpp PROPERTIES
-    COMPILE_OPTIONS "${S4D_KERNEL_OPTIONS};-mavx2;-mfma;-mtune=haswell")
+    COMPILE_OPTIONS "${S4D_KERNEL_OPTIONS};-mavx2;-mfma;-mf16c;-mtune=haswell")
   set_source_files_properties(csrc/core/cpu/kernels_avx512.cpp PROPERTIES
-    COMPILE_OPTIONS "${S4D_KERNEL_OPTIONS};-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx2;-mfma;-mprefer-vector-width=512")
+    COMPILE_OPTIONS "${S4D_KERNEL_OPTIONS};-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx2;-mfma;-mf16c;-mprefer-vector-width=512")
 endif()

@@ -135,7 +135,7 @@ def cases(draw):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(cases(), st.sampled_from(list(TOLERANCE)), st.randoms(use_true_random=False))
 def test_random_shapes(case, dtype, random):
     flat = case.locations.reshape(-1)
@@ -217,7 +217,7 @@ def test_the_same_bits_for_any_number_of_threads():
 
 def test_gradcheck():
     rng = np.random.default_rng(0)
-    case = random_case([[(4, 6), (2, 3)]] * 2, 1, 2, 2, 4, 2, visible=1.0, seed=21)
+    case = random_case([[(3, 4), (2, 3)]] * 2, 1, 2, 1, 4, 2, visible=1.0, seed=21)
     values = tensors(case, torch.float64)
     # Away from pixel centres, where bilinear interpolation has a kink.
     cells = torch.from_numpy(rng.integers(1, 9, values[3].shape) + rng.uniform(0.2, 0.8)) / 12

@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
 namespace s4d {
 
 struct Half {
@@ -42,6 +46,18 @@ inline float widen(Half value) {
 
 inline float widen(BFloat16 value) {
   return bits_float(static_cast<uint32_t>(value.bits) << 16);
+}
+
+// A row of half values at once: with the processor's own conversion where the compiler may use it.
+inline void widen_row(const Half* from, float* to, int64_t count) {
+  int64_t i = 0;
+#ifdef __F16C__
+  for (; i + 8 <= count; i += 8) {
+    const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
+    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(packed));
+  }
+#endif
+  for (; i < count; ++i) to[i] = widen(from[i]);
 }
 
 inline void narrow(float value, float* out) { *out = value; }

@@ -53,29 +53,65 @@ struct Corners {
   }
 };
 
+// What the innermost loops read. Half rows are widened first: a loop over a whole row converts
+// eight values at a time, which compilers do not find by themselves.
+template <class Storage>
+struct RowOf {
+  using type = Storage;
+  static constexpr bool widened = false;
+};
+template <>
+struct RowOf<Half> {
+  using type = float;
+  static constexpr bool widened = true;
+};
+
 template <class Storage, class Sum>
 struct Loops {
-  // Scratch: sums (C), one zero row (C, in Storage), weights of one point (L * G), dot products.
+  using Row = typename RowOf<Storage>::type;
+  static constexpr bool kWidened = RowOf<Storage>::widened;
+
+  // Scratch: sums (C), a zero row (C), widened rows of four neighbours and of the output's
+  // gradient (5 * C), weights of one point (L * G).
   struct Scratch {
     Sum* sums;
-    Storage* zeros;
+    Row* zeros;
+    Row* wide;
     Sum* weights;
 
     Scratch(const AggregationShape& s, void* memory) {
       char* bytes = static_cast<char*>(memory);
       sums = reinterpret_cast<Sum*>(bytes);
-      bytes += padded(s.channels * static_cast<int64_t>(sizeof(Sum)));
-      zeros = reinterpret_cast<Storage*>(bytes);
-      bytes += padded(s.channels * static_cast<int64_t>(sizeof(Storage)));
+      bytes += row_bytes<Sum>(s);
+      zeros = reinterpret_cast<Row*>(bytes);
+      bytes += row_bytes<Row>(s);
+      wide = reinterpret_cast<Row*>(bytes);
+      bytes += kWidened ? 5 * row_bytes<Row>(s) : 0;
       weights = reinterpret_cast<Sum*>(bytes);
-      for (int64_t c = 0; c < s.channels; ++c) zeros[c] = Storage{};
+      for (int64_t c = 0; c < s.channels; ++c) zeros[c] = Row{};
     }
   };
 
+  template <class T>
+  static int64_t row_bytes(const AggregationShape& s) {
+    return padded(s.channels * static_cast<int64_t>(sizeof(T)));
+  }
+
   static int64_t scratch_bytes(const AggregationShape& s) {
-    return padded(s.channels * static_cast<int64_t>(sizeof(Sum))) +
-           padded(s.channels * static_cast<int64_t>(sizeof(Storage))) +
+    return row_bytes<Sum>(s) + (kWidened ? 6 : 1) * row_bytes<Row>(s) +
            padded(s.levels * s.groups * static_cast<int64_t>(sizeof(Sum)));
+  }
+
+  // `from`, or its widened copy in slot `slot` of the scratch memory.
+  static const Row* as_row(const Storage* from, const AggregationShape& s, const Scratch& scratch,
+                           int slot) {
+    if constexpr (kWidened) {
+      Row* to = scratch.wide + slot * (row_bytes<Row>(s) / static_cast<int64_t>(sizeof(Row)));
+      widen_row(from, to, s.channels);
+      return to;
+    } else {
+      return from;
+    }
   }
 
   static void load_weights(DType type, const void* data, int64_t first, int64_t count, Sum* out) {
@@ -105,26 +141,28 @@ struct Loops {
   // Rows of the four neighbours; those outside the map are zero rows, so that a NaN elsewhere in
   // the features cannot leak in through a zero coefficient.
   static void neighbours(const AggregationLoops& args, int64_t batch, const Corners& corners,
-                         const Storage* zeros, const Storage* rows[4]) {
+                         const Scratch& scratch, const Row* rows[4]) {
     const Storage* base = static_cast<const Storage*>(args.features) +
                           batch * args.shape.rows * args.shape.channels;
     for (int k = 0; k < 4; ++k) {
-      rows[k] = corners.row[k] < 0 ? zeros : base + corners.row[k] * args.shape.channels;
+      rows[k] = corners.row[k] < 0 ? scratch.zeros
+                                   : as_row(base + corners.row[k] * args.shape.channels,
+                                            args.shape, scratch, k);
     }
   }
 
   // Width > 0: the number of channels of a group, known to the compiler.
   template <int Width>
-  static void add_samples(const Storage* const rows[4], const Sum k[4], const Sum* weights,
+  static void add_samples(const Row* const rows[4], const Sum k[4], const Sum* weights,
                           int64_t groups, int64_t width_in, Sum* __restrict sums) {
     const int64_t width = Width > 0 ? Width : width_in;
     for (int64_t g = 0; g < groups; ++g) {
       const Sum k0 = k[0] * weights[g], k1 = k[1] * weights[g];
       const Sum k2 = k[2] * weights[g], k3 = k[3] * weights[g];
-      const Storage* r0 = rows[0] + g * width;
-      const Storage* r1 = rows[1] + g * width;
-      const Storage* r2 = rows[2] + g * width;
-      const Storage* r3 = rows[3] + g * width;
+      const Row* r0 = rows[0] + g * width;
+      const Row* r1 = rows[1] + g * width;
+      const Row* r2 = rows[2] + g * width;
+      const Row* r3 = rows[3] + g * width;
       Sum* __restrict out = sums + g * width;
 #pragma omp simd
       for (int64_t c = 0; c < width; ++c) {
@@ -151,8 +189,8 @@ struct Loops {
                        scratch.weights);
           for (int64_t level = 0; level < s.levels; ++level) {
             const Corners corners(args.levels[view * s.levels + level], x, y);
-            const Storage* rows[4];
-            neighbours(args, item / s.anchors, corners, scratch.zeros, rows);
+            const Row* rows[4];
+            neighbours(args, item / s.anchors, corners, scratch, rows);
             const double fx = corners.fx, fy = corners.fy;
             const Sum k[4] = {static_cast<Sum>((1 - fx) * (1 - fy)),
                               static_cast<Sum>(fx * (1 - fy)), static_cast<Sum>((1 - fx) * fy),
@@ -178,14 +216,14 @@ struct Loops {
 
   // Products of the output's gradient with each of the four neighbours, over one group.
   template <int Width>
-  static void dot(const Storage* const rows[4], const Storage* grad, int64_t offset,
+  static void dot(const Row* const rows[4], const Row* grad, int64_t offset,
                   int64_t width_in, Sum out[4]) {
     const int64_t width = Width > 0 ? Width : width_in;
-    const Storage* r0 = rows[0] + offset;
-    const Storage* r1 = rows[1] + offset;
-    const Storage* r2 = rows[2] + offset;
-    const Storage* r3 = rows[3] + offset;
-    const Storage* go = grad + offset;
+    const Row* r0 = rows[0] + offset;
+    const Row* r1 = rows[1] + offset;
+    const Row* r2 = rows[2] + offset;
+    const Row* r3 = rows[3] + offset;
+    const Row* go = grad + offset;
     Sum d0 = 0, d1 = 0, d2 = 0, d3 = 0;
 #pragma omp simd reduction(+ : d0, d1, d2, d3)
     for (int64_t c = 0; c < width; ++c) {
@@ -205,7 +243,8 @@ struct Loops {
     const Scratch scratch(s, memory);
     const int64_t width = s.channels / s.groups, per_point = s.levels * s.groups;
     for (int64_t item = first; item < last; ++item) {
-      const Storage* grad = static_cast<const Storage*>(args.grad_output) + item * s.channels;
+      const Row* grad = as_row(static_cast<const Storage*>(args.grad_output) + item * s.channels, s,
+                               scratch, 4);
       for (int64_t point = 0; point < s.points; ++point) {
         for (int64_t view = 0; view < s.views; ++view) {
           const int64_t sample = (item * s.points + point) * s.views + view;
@@ -227,8 +266,8 @@ struct Loops {
             }
             const Level& map = args.levels[view * s.levels + level];
             const Corners corners(map, x, y);
-            const Storage* rows[4];
-            neighbours(args, item / s.anchors, corners, scratch.zeros, rows);
+            const Row* rows[4];
+            neighbours(args, item / s.anchors, corners, scratch, rows);
             const double fx = corners.fx, fy = corners.fy;
             double along_x = 0, along_y = 0;
             for (int64_t g = 0; g < s.groups; ++g) {
