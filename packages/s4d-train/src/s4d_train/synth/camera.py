@@ -100,9 +100,9 @@ def render(
     colour[ground] = tone
 
     sky = np.flatnonzero((face < 0) & ~down)
-    ray = rays[sky]
-    ray /= np.sqrt(np.einsum("ni,ni->n", ray, ray))[:, None]
-    colour[sky] = sky_colour(light, noise, ray)
+    high: Image = rays[sky]
+    high = high / np.sqrt(np.einsum("ni,ni->n", high, high))[:, None]
+    colour[sky] = sky_colour(light, noise, high)
 
     clear = np.exp(np.float32(-light.haze) * np.minimum(depth, 3000.0))
     clear[sky] = 1.0

@@ -81,6 +81,10 @@ def _lookup(noise: Image, x: Image, y: Image, scale: float) -> Image:
     return result
 
 
+def _tone(colour: list[float]) -> Image:
+    return np.array(colour, dtype=np.float32)
+
+
 def _smooth(noise: Image, x: Image, y: Image, scale: float) -> Image:
     """Bilinear :func:`_lookup`."""
     u, v = x * np.float32(scale), y * np.float32(scale)
@@ -140,10 +144,10 @@ def ground_colour(town: Town, noise: Image, x: Image, y: Image, footprint: Image
         _line(np.mod(x[paved], 1.5) - 0.75, 0.03, near),
         _line(np.mod(y[paved], 1.5) - 0.75, 0.03, near),
     )
-    colour[paved] += (0.7 * tiles)[:, None] * (np.float32([0.33, 0.32, 0.31]) - colour[paved])
+    colour[paved] += (0.7 * tiles)[:, None] * (_tone([0.33, 0.32, 0.31]) - colour[paved])
     edge = np.flatnonzero(np.abs(nearest - HALF_ROAD - 0.1) < 0.14 + fp)
     kerb = _line(nearest[edge] - HALF_ROAD - 0.1, 0.14, fp[edge])
-    colour[edge] += kerb[:, None] * (np.float32([0.62, 0.61, 0.59]) - colour[edge])
+    colour[edge] += kerb[:, None] * (_tone([0.62, 0.61, 0.59]) - colour[edge])
 
     worn = np.clip(0.85 + 0.3 * coarse, 0.3, 1.0)
     for lateral, ahead, along, side in ((ay, ax, x, dy), (ax, ay, y, dx)):
@@ -152,8 +156,8 @@ def ground_colour(town: Town, noise: Image, x: Image, y: Image, footprint: Image
         white, yellow = _markings(lateral[on], ahead[on], along[on], side[on], fp[on])
         wear = worn[on]
         tone = colour[on]
-        tone += (white * wear)[:, None] * (np.float32([0.82, 0.82, 0.80]) - tone)
-        tone += (yellow * wear)[:, None] * (np.float32([0.80, 0.58, 0.08]) - tone)
+        tone += (white * wear)[:, None] * (_tone([0.82, 0.82, 0.80]) - tone)
+        tone += (yellow * wear)[:, None] * (_tone([0.80, 0.58, 0.08]) - tone)
         colour[on] = tone
     return colour
 
