@@ -55,7 +55,16 @@ def started(device: str = "") -> Iterator[Ranks]:
     joined = "RANK" in os.environ and world > 1 and not dist.is_initialized()
     if joined:
         backend = dist.get_default_backend_for_device(chosen)
-        dist.init_process_group(backend, device_id=chosen if chosen.type != "cpu" else None)
+        # A restarted job meets at the same store: its addresses must not be those of the last try.
+        store, rank, world = next(dist.rendezvous("env://"))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore(f"s4d/attempt_{attempt}", store),
+            rank=rank,
+            world_size=world,
+            device_id=chosen if chosen.type != "cpu" else None,
+        )
     try:
         yield Ranks(rank, world, chosen)
     finally:
