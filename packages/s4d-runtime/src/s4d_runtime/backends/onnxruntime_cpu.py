@@ -29,6 +29,10 @@ _ORT_TYPES = {
     "tensor(float)": "float32",
 }
 
+# With blocked convolutions (NCHWc), ONNX Runtime 1.31 moves boxes of graphs with our operator by
+# up to 8 mm from those of the unoptimised graph; without, 0.3 mm. It costs about 12 % of the time.
+_DISABLED_OPTIMIZERS = ["NchwcTransformer"]
+
 
 class OnnxRuntimeCpu(Backend):
     """``onnxruntime`` with the CPU provider."""
@@ -68,7 +72,12 @@ class OnnxRuntimeCpu(Backend):
             register_plugin(options, "cpu")
         data = artifact.read_model()
         try:
-            session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(
+                data,
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=_DISABLED_OPTIMIZERS,
+            )
         except Exception as error:  # onnxruntime has no common error class
             raise BackendError(
                 f"ONNX Runtime {ort.__version__} refused {artifact.path.name}: {_first_line(error)}"
