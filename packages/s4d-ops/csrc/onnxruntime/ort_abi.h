@@ -55,8 +55,6 @@ enum Slot : std::size_t {
   kGetDimensionsCount = 61,
   kGetDimensions = 62,
   kGetTensorTypeAndShape = 65,
-  kKernelInfoGetAttribute_float = 85,
-  kKernelContext_GetInputCount = 88,
   kKernelContext_GetInput = 90,
   kKernelContext_GetOutput = 91,
   kReleaseStatus = 93,
@@ -108,10 +106,6 @@ class Api {
     return at<OrtStatus*(OrtSessionOptions*, OrtCustomOpDomain*)>(kAddCustomOpDomain)(options,
                                                                                     domain);
   }
-  OrtStatus* input_count(const OrtKernelContext* context, std::size_t* out) const {
-    return at<OrtStatus*(const OrtKernelContext*, std::size_t*)>(kKernelContext_GetInputCount)(
-        context, out);
-  }
   OrtStatus* input(const OrtKernelContext* context, std::size_t i, const OrtValue** out) const {
     return at<OrtStatus*(const OrtKernelContext*, std::size_t, const OrtValue**)>(
         kKernelContext_GetInput)(context, i, out);
@@ -144,10 +138,6 @@ class Api {
   }
   void release(OrtTensorTypeAndShapeInfo* info) const {
     at<void(OrtTensorTypeAndShapeInfo*)>(kReleaseTensorTypeAndShapeInfo)(info);
-  }
-  OrtStatus* float_attribute(const OrtKernelInfo* info, const char* name, float* out) const {
-    return at<OrtStatus*(const OrtKernelInfo*, const char*, float*)>(
-        kKernelInfoGetAttribute_float)(info, name, out);
   }
   OrtStatus* gpu_stream(const OrtKernelContext* context, void** out) const {
     return at<OrtStatus*(const OrtKernelContext*, void**)>(kKernelContext_GetGPUComputeStream)(

@@ -22,8 +22,6 @@ SAME_SLOT(GetTensorElementType);
 SAME_SLOT(GetDimensionsCount);
 SAME_SLOT(GetDimensions);
 SAME_SLOT(GetTensorTypeAndShape);
-SAME_SLOT(KernelInfoGetAttribute_float);
-SAME_SLOT(KernelContext_GetInputCount);
 SAME_SLOT(KernelContext_GetInput);
 SAME_SLOT(KernelContext_GetOutput);
 SAME_SLOT(ReleaseStatus);
