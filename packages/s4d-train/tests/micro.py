@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import s4d_core
-
 from s4d_train.configs.config import FitConfig
 from s4d_train.configs.recipes import get_recipe
 from s4d_train.configs.settings import override

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def test_ground_truth_scores_one(root: Path, tmp_path: Path) -> None:
     assert found["NDS"] == pytest.approx(1.0)
     # The devkit's recall thresholds reach at most 1; AMOTA of perfect tracks is 1 up to that grid.
     assert found["AMOTA"] > 0.95
-    assert found["IDS"] == 0
+    assert found["IDS"] == 0 and "mAP_present" not in found
     assert json.loads(json.dumps(merged)) == merged
     assert "AMOTA" in metrics_table(merged)
     assert not (root / VERSION / "splits.json").exists()
@@ -74,6 +75,19 @@ def test_nothing_to_find(tmp_path: Path) -> None:
     merged = evaluate_results(root, VERSION, SCENES, *write(tmp_path, root))
     assert merged["summary"]["mAP"] == 0.0
     assert merged["summary"]["AMOTA"] == 0.0
+
+
+def test_classes_that_are_not_there(root: Path, tmp_path: Path) -> None:
+    """A data set with cars only: mAP counts nine classes as 0, `mAP_present` does not."""
+    copy = tmp_path / "cars"
+    shutil.copytree(root, copy)
+    table = copy / VERSION / "sample_annotation.json"
+    rows = [row for row in json.loads(table.read_text()) if "-car-" in row["token"]]
+    table.write_text(json.dumps(rows))
+    merged = evaluate_results(copy, VERSION, SCENES, write(tmp_path, copy)[0])
+    assert merged["summary"]["mAP"] == pytest.approx(0.1)
+    assert merged["summary"]["mAP_present"] == pytest.approx(1.0)
+    assert merged["detection"]["classes_present"] == ["car"] and "tracking" not in merged
 
 
 def test_missing_keyframe_is_named(root: Path, tmp_path: Path) -> None:

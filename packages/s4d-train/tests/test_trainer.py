@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from micro import micro_config
-from s4d_core import load_checkpoint
 
+from s4d_core import load_checkpoint
 from s4d_train.configs.config import OptimiserSettings
 from s4d_train.configs.settings import override, to_dict
 from s4d_train.data.index import DriveIndex

@@ -64,6 +64,10 @@ def summary(merged: Mapping[str, Any]) -> dict[str, float]:
     if "detection" in merged:
         found = merged["detection"]
         figures["mAP"], figures["NDS"] = found["mean_ap"], found["nd_score"]
+        present = found["classes_present"]
+        if 0 < len(present) < len(found["mean_dist_aps"]):
+            aps = [found["mean_dist_aps"][name] for name in present]
+            figures["mAP_present"] = sum(aps) / len(aps)
         short = {"trans": "ATE", "scale": "ASE", "orient": "AOE", "vel": "AVE", "attr": "AAE"}
         for key, name in short.items():
             figures[f"m{name}"] = found["tp_errors"][f"{key}_err"]
@@ -117,7 +121,8 @@ def _detect(view: Path, version: str, file: Path, out: Path, verbose: bool) -> d
     nusc = NuScenes(version=version, dataroot=str(view), verbose=verbose)
     run = DetectionEval(nusc, config_factory(DETECTION), str(file), SPLIT, str(out), verbose)
     metrics, _ = run.evaluate()
-    return dict(metrics.serialize())
+    present = sorted({box.detection_name for box in run.gt_boxes.all})
+    return {**metrics.serialize(), "classes_present": present}
 
 
 def _track(view: Path, version: str, file: Path, out: Path, verbose: bool) -> dict[str, Any]:
@@ -184,7 +189,7 @@ def _nothing_to_find(name: str) -> dict[str, Any]:
             for error in TP_METRICS:
                 metrics.add_label_tp(label, error, 1.0)
         metrics.add_runtime(0.0)
-        return dict(metrics.serialize())
+        return {**metrics.serialize(), "classes_present": []}
     from nuscenes.eval.tracking.data_classes import TrackingMetrics
 
     config = config_factory(TRACKING)
