@@ -46,6 +46,9 @@ target_link_libraries(s4d_core_cuda PUBLIC CUDA::cudart_static)
 target_compile_options(s4d_core_cuda PRIVATE
   $<$<COMPILE_LANGUAGE:CUDA>:-Xfatbin=-compress-all>)
 
+# The image kernel forms its weights in double precision exactly as the CPU does.
+set_source_files_properties(csrc/core/image_resize.cu PROPERTIES COMPILE_OPTIONS -fmad=false)
+
 # A door with both cores inside.
 function(s4d_add_cuda_door name)
   s4d_add_door(${name} ${ARGN})
@@ -65,6 +68,11 @@ if(NOT S4D_ORT STREQUAL "OFF")
     csrc/onnxruntime/aggregation_cpu.cpp csrc/onnxruntime/aggregation_cuda.cpp
     csrc/onnxruntime/register_cuda.cpp)
   target_compile_options(s4d_ort_cuda PRIVATE -Wall -Wextra)
+endif()
+
+if(NOT S4D_PYTHON STREQUAL "OFF")
+  s4d_add_cuda_door(s4d_image_cuda csrc/python/image_cuda.cpp)
+  target_compile_options(s4d_image_cuda PRIVATE -Wall -Wextra)
 endif()
 
 include(cuda_tensorrt)

@@ -90,7 +90,7 @@ def make_inputs(
 
 def truth(inputs: tuple[torch.Tensor, ...], grad: torch.Tensor | None = None):  # type: ignore[no-untyped-def]
     """The result in float64 from the very values of the inputs; with `grad`, also gradients."""
-    features, shapes, starts, locations, weights = inputs
+    shapes, starts = inputs[1:3]
     wide = [value.double().requires_grad_(grad is not None) for value in inputs[:1] + inputs[3:]]
     output = reference.deformable_aggregation(
         wide[0], shapes.tolist(), starts.tolist(), wide[1], wide[2]

@@ -216,17 +216,12 @@ __device__ inline void stage_levels(const void* spatial_shapes, const void* leve
 __device__ inline int compact(bool flag, int* scratch, int* total) {
   const int lane = threadIdx.x & 31;
   const int warp = threadIdx.x >> 5;
-  const int warps = blockDim.x >> 5;
   const uint32_t votes = __ballot_sync(0xffffffffu, flag);
   if (lane == 0) scratch[warp] = __popc(votes);
   __syncthreads();
-  int before = 0;
-  int sum = 0;
-  for (int i = 0; i < warps; ++i) {
-    const int count = scratch[i];
-    before += i < warp ? count : 0;
-    sum += count;
-  }
+  const uint32_t count = lane < static_cast<int>(blockDim.x >> 5) ? scratch[lane] : 0;
+  const int sum = static_cast<int>(__reduce_add_sync(0xffffffffu, count));
+  const int before = static_cast<int>(__reduce_add_sync(0xffffffffu, lane < warp ? count : 0u));
   __syncthreads();
   *total = sum;
   return before + __popc(votes & ((1u << lane) - 1u));
