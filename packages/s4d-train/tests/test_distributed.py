@@ -68,8 +68,9 @@ def test_two_ranks_give_the_losses_of_one(synth_index: DriveIndex, tmp_path: Pat
     two.mkdir()
     one.mkdir()
     job = start(two, micro_config(two, index, *SAME, "run.batch=1"))
-    fit(micro_config(one, index, *SAME, "run.batch=2"), Ranks(0, 1, torch.device("cpu")),
-    show=False) assert job.wait() == 0
+    alone = Ranks(0, 1, torch.device("cpu"))
+    fit(micro_config(one, index, *SAME, "run.batch=2"), alone, show=False)
+    assert job.wait() == 0
     mine, theirs = losses(one / "run"), losses(two / "run")
     assert len(mine) == len(theirs) == 6
     for a, b in zip(mine, theirs, strict=True):

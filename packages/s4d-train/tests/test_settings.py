@@ -78,7 +78,7 @@ def test_bad_overrides(pair: str, message: str) -> None:
 def test_bad_files_and_names() -> None:
     with pytest.raises(ConfigError, match="did you mean 'sparse4dv3_tiny'"):
         get_recipe("sparse4dv3_tinny")
-    with pytest.raises(ConfigError, match="no setting 'run.stpes'; did you mean 'steps'"):
+    with pytest.raises(ConfigError, match=r"no setting 'run\.stpes'; did you mean 'steps'"):
         from_dict(FitConfig, {"name": "x", "run": {"stpes": 3}})
     with pytest.raises(ConfigError, match="incomplete"):
         from_dict(FitConfig, {})

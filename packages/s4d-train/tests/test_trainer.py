@@ -228,7 +228,7 @@ def test_guard_names_the_loss_and_stops() -> None:
     guard.check(10, bad)
     with pytest.raises(NonFiniteError, match="3 steps in a row up to step 11"):
         guard.check(11, bad)
-    with pytest.raises(NonFiniteError, match="run.non_finite is 'stop'"):
+    with pytest.raises(NonFiniteError, match=r"run\.non_finite is 'stop'"):
         NonFiniteGuard("stop", 3).check(1, bad)
     only_gradients = NonFiniteGuard("skip", 3).check(1, {"loss": 1.0, "grad_norm": float("inf")})
     assert "all losses are finite" in str(only_gradients)
