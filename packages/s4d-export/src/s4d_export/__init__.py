@@ -14,17 +14,29 @@ if TYPE_CHECKING:
     from .artifact import build_manifest, save_artifact
     from .check import check_graph
     from .contract import GraphContract, graph_contract
-    from .errors import ExportError, GraphError, UnwritableOutputError, VerificationError
+    from .errors import (
+        ExportError,
+        GraphError,
+        QuantizationError,
+        UnwritableOutputError,
+        VerificationError,
+    )
     from .frames import GraphFrame, nuscenes_frames, random_frames
+    from .half import to_half
     from .inspection import describe
+    from .plan import DEFAULT_PLAN, PrecisionPlan, Rule
     from .tracing import export_graph
     from .verification import verify
 
 _HOME = {
+    "DEFAULT_PLAN": ".plan",
     "ExportError": ".errors",
     "GraphContract": ".contract",
     "GraphError": ".errors",
     "GraphFrame": ".frames",
+    "PrecisionPlan": ".plan",
+    "QuantizationError": ".errors",
+    "Rule": ".plan",
     "UnwritableOutputError": ".errors",
     "VerificationError": ".errors",
     "build_manifest": ".artifact",
@@ -35,6 +47,7 @@ _HOME = {
     "nuscenes_frames": ".frames",
     "random_frames": ".frames",
     "save_artifact": ".artifact",
+    "to_half": ".half",
     "verify": ".verification",
 }
 
@@ -47,6 +60,11 @@ __all__ = [
     "export_graph",
     "graph_contract",
     "save_artifact",
+    # precision
+    "DEFAULT_PLAN",
+    "PrecisionPlan",
+    "Rule",
+    "to_half",
     # comparison
     "GraphFrame",
     "nuscenes_frames",
@@ -55,6 +73,7 @@ __all__ = [
     # errors
     "ExportError",
     "GraphError",
+    "QuantizationError",
     "UnwritableOutputError",
     "VerificationError",
     "__version__",

@@ -58,7 +58,15 @@ def _add_onnx(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         default="plugin",
         help="aggregation as one node that s4d-ops implements, or as standard ONNX operators",
     )
-    command.add_argument("--precision", choices=("fp32",), default="fp32")
+    command.add_argument(
+        "--precision",
+        choices=("fp32", "fp16"),
+        default="fp32",
+        help="fp16: backbone, neck, attention and FFN in half, typed in the graph",
+    )
+    command.add_argument(
+        "--plan", metavar="JSON", help="precision plan of fp16 (default: the built-in one)"
+    )
     command.add_argument("--name", help="name in the manifest (default: the output's file name)")
     command.add_argument(
         "--verify", action="store_true", help="compare with torch over 8 random frames afterwards"
@@ -101,15 +109,24 @@ def _onnx(options: argparse.Namespace) -> int:
     from s4d_core import load_checkpoint
 
     from .artifact import build_manifest, check_destination, save_artifact
+    from .half import check_plan, to_half
+    from .plan import load_plan
     from .tracing import export_graph
 
     path = check_destination(options.output)
+    plan = load_plan(options.plan, options.precision)
     model = load_checkpoint(options.checkpoint)
     graph = export_graph(model, options.op)
+    members = {}
+    if plan is not None:
+        if options.plan:
+            check_plan(graph, plan)
+        graph = to_half(graph, plan)
+        members["precision_plan.json"] = plan.to_json().encode()
     manifest = build_manifest(
         model.config, options.name or path.stem, options.op, options.precision
     )
-    save_artifact(path, graph, manifest)
+    save_artifact(path, graph, manifest, members)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {len(graph.graph.node)} nodes")
     if not options.verify:
         return 0

@@ -109,7 +109,9 @@ class Comparison:
             self._state(expected, got)
 
     def _detections(self, a: FrameResult, b: FrameResult) -> None:
-        match = match_rows(_detection_rows(a), _detection_rows(b), self.tolerance.radius)
+        match = match_rows(
+            _detection_rows(a), _detection_rows(b), self.tolerance.radius, 6, self.tolerance.ids
+        )
         self._count(match, a["scores"], b["scores"])
         i, j = match.first, match.second
         distance = box_distance(a["boxes"][i].astype(np.float64), b["boxes"][j].astype(np.float64))
@@ -120,7 +122,9 @@ class Comparison:
         self._pair_ids(a["track_ids"][i], b["track_ids"][j])
 
     def _state(self, a: FrameResult, b: FrameResult) -> None:
-        match = match_rows(_state_rows(a), _state_rows(b), self.tolerance.radius, None)
+        match = match_rows(
+            _state_rows(a), _state_rows(b), self.tolerance.radius, None, self.tolerance.ids
+        )
         self._count(match, a["next_confidence"], b["next_confidence"])
         i, j = match.first, match.second
         for name in ("next_anchor", "next_feature", "next_confidence"):

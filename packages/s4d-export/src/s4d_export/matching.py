@@ -46,13 +46,17 @@ def box_distance(a: Array, b: Array, yaw_column: int | None = 6) -> Array:
     return difference.max(axis=-1, initial=0.0)
 
 
-def match_rows(a: Rows, b: Rows, radius: float, yaw_column: int | None = 6) -> RowMatch:
+def match_rows(
+    a: Rows, b: Rows, radius: float, yaw_column: int | None = 6, stray: bool = True
+) -> RowMatch:
     """Match the rows of `a` and `b` one to one.
 
     Args:
         radius: rows closer than this (largest difference over place and score, equal label) may
             be the same instance under another id.
         yaw_column: column of `place` that is an angle, or None.
+        stray: match what is left over by id, however far apart: a gross error then shows in the
+            figures. Off where ids may be exchanged, as in low precision.
     """
     free_a, free_b = set(range(len(a.score))), set(range(len(b.score)))
     pairs: list[tuple[int, int]] = []
@@ -80,7 +84,9 @@ def match_rows(a: Rows, b: Rows, radius: float, yaw_column: int | None = 6) -> R
             i, j = rest_a[row], rest_b[column]
             if i in free_a and j in free_b:
                 take(i, j)
-    for i in sorted(free_a):  # the same instance, gone astray: its error must be seen
+    for i in (
+        sorted(free_a) if stray else ()
+    ):  # the same instance, gone astray: its error must be seen
         for j in by_id.get(int(a.track_id[i]), []):
             if j in free_b:
                 take(i, j)
