@@ -24,12 +24,16 @@ def test_sizes(config: s4d_core.ResNetConfig, size: tuple[int, int]) -> None:
     assert tuple(m.shape[1] for m in maps) == config.out_channels
 
 
-@pytest.mark.parametrize("config", [BASIC, BOTTLENECK])
-def test_checkpointing_changes_nothing(config: s4d_core.ResNetConfig) -> None:
+@pytest.mark.parametrize(
+    ("config", "compiled"), [(BASIC, False), (BOTTLENECK, False), (BASIC, True)]
+)
+def test_checkpointing_changes_nothing(config: s4d_core.ResNetConfig, compiled: bool) -> None:
     torch.manual_seed(0)
     plain = ResNet(config).train()
     saving = ResNet(replace(config, checkpointing=True)).train()
     saving.load_state_dict(plain.state_dict())
+    if compiled:
+        saving.compile(backend="aot_eager")
     images = torch.randn(2, 3, 64, 64)
     results = []
     for model in (plain, saving):

@@ -139,6 +139,9 @@ class ResNet(nn.Module):
 
 def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
     """`block(x)`, with activations recomputed in backward and statistics updated once."""
+    if torch.compiler.is_compiling():
+        # The compiler recomputes values, not the updates of buffers, and takes no context.
+        return checkpoint(block, x, use_reentrant=False)
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
         return nullcontext(), _statistics_untouched(block)
