@@ -1,4 +1,4 @@
-"""The command line: ``s4d-export {onnx,verify,inspect}``."""
+"""The command line: ``s4d-export {onnx,engine,verify,inspect,lidar}``."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_onnx(commands)
     _add_verify(commands)
+    _add_engine(commands)
     _add_inspect(commands)
     add_lidar_command(commands)
     return parser
@@ -89,6 +90,26 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command.add_argument("--threads", type=int, default=0, help="CPU threads (default: engine's)")
     command.add_argument("--json", metavar="FILE", help="write the figures; - for standard output")
     command.set_defaults(run=_verify)
+
+
+def _add_engine(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "engine", help="build a TensorRT engine artifact from an ONNX artifact, on its target GPU"
+    )
+    command.add_argument("artifact")
+    command.add_argument("-o", "--output", required=True, metavar="NAME.s4d")
+    command.add_argument("--workspace", type=_positive, default=4096, metavar="MIB")
+    command.add_argument("--timing-cache", metavar="FILE", help="read and update this cache")
+    command.add_argument(
+        "--version-compatible", action="store_true", help="run with later TensorRT releases too"
+    )
+    command.add_argument(
+        "--hardware-compatible", action="store_true", help="run on all GPUs from Ampere on"
+    )
+    command.add_argument(
+        "--embed-plugin", action="store_true", help="put the operator library into the engine"
+    )
+    command.set_defaults(run=_engine)
 
 
 def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -165,6 +186,29 @@ def _verify(options: argparse.Namespace) -> int:
         if options.json:
             _write_text(options.json, text + "\n")
     return 0 if result["passed"] else 1
+
+
+def _engine(options: argparse.Namespace) -> int:
+    from .engine import BuildOptions, build_engine
+
+    log = build_engine(
+        options.artifact,
+        options.output,
+        BuildOptions(
+            workspace_mib=options.workspace,
+            timing_cache=options.timing_cache,
+            version_compatible=options.version_compatible,
+            hardware_compatible=options.hardware_compatible,
+            embed_plugin=options.embed_plugin,
+        ),
+    )
+    for warning in log["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(
+        f"{options.output}: engine of {log['engine_bytes'] / 1e6:.1f} MB, "
+        f"{len(log['layers'])} layers, TensorRT {log['tensorrt']}"
+    )
+    return 0
 
 
 def _inspect(options: argparse.Namespace) -> int:

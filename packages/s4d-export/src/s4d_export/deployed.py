@@ -52,8 +52,10 @@ class DeployedModel(nn.Module):
             id_counter=state_id_counter.to(torch.int64),
             valid=state_valid != 0,
         )
+        # Cast first: TensorRT takes uint8 as an input of a graph and of nothing but a Cast.
+        pixels = images.to(torch.float32).unsqueeze(0)
         out = self.model.frame(
-            self.model.normalise(images.unsqueeze(0)),
+            self.model.normalise(pixels),
             lidar2img.unsqueeze(0),
             self.image_wh,
             prev_to_current.unsqueeze(0),

@@ -1,0 +1,82 @@
+"""TensorRT engines: built where a TensorRT is, refused with one sentence where none is.
+
+`S4D_TRT_AOT` names a folder of TensorRT libraries that build without a GPU; without it, and
+without the package tensorrt, only the refusals are tested.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import msgspec
+import pytest
+
+from s4d_export import build_manifest, save_artifact, to_half
+from s4d_export.cli import main
+from s4d_export.engine import BuildOptions, build_engine
+from s4d_export.errors import EngineBuildError
+from s4d_export.inspection import load_graph
+from s4d_runtime.artifact import read_artifact, write_artifact
+
+
+@pytest.fixture
+def tensorrt(monkeypatch):
+    folder = os.environ.get("S4D_TRT_AOT")
+    if folder:
+        monkeypatch.setenv("LD_LIBRARY_PATH", folder)
+    elif importlib.util.find_spec("tensorrt") is None:
+        pytest.skip("no TensorRT: set S4D_TRT_AOT or install tensorrt")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_standard_graph_becomes_an_engine(exported, tensorrt, tmp_path, precision):
+    source = exported.artifacts["standard"]
+    if precision == "fp16":
+        model = to_half(load_graph(source)[0])
+        source = tmp_path / "half.s4d"
+        manifest = build_manifest(exported.model.config, "half", "standard", "fp16")
+        save_artifact(source, model, manifest)
+    log = build_engine(source, tmp_path / "engine.s4d", BuildOptions(workspace_mib=512))
+    assert log["warnings"] == []
+    types = {kind for layer in log["layers"] for kind in layer["types"]}
+    assert ("HALF" in types) == (precision == "fp16") and "FLOAT" in types
+    convolutions = [layer for layer in log["layers"] if layer["kind"] == "CONVOLUTION"]
+    assert len(convolutions) >= 15 and "backbone.conv1/Conv" in convolutions[0]["name"]
+    with read_artifact(tmp_path / "engine.s4d") as engine:
+        assert engine.manifest.kind == "engine" and engine.manifest.precision == precision
+        assert len(engine.read_model()) > 1_000_000
+        assert engine.manifest.versions["tensorrt"] == log["tensorrt"]
+        assert "build_log.json" in engine.names()
+
+
+def fake_tensorrt(folder, monkeypatch, code):
+    for name in ("tensorrt", "tensorrt_bindings"):
+        (folder / f"{name}.py").write_text(code)
+    paths = [str(folder), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("raise ImportError('libnvinfer.so: no such file')", "TensorRT is not usable here"),
+        ("import os; os.abort()", "ended its process"),
+    ],
+)
+def test_refusals(exported, tmp_path, monkeypatch, capsys, code, words):
+    (tmp_path / "fake").mkdir()
+    fake_tensorrt(tmp_path / "fake", monkeypatch, code)
+    command = ["engine", str(exported.artifacts["standard"]), "-o", str(tmp_path / "e.s4d")]
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and words in error and error.count("\n") == 1
+    assert not (tmp_path / "e.s4d").exists()
+
+
+def test_an_engine_is_no_source(exported, tmp_path):
+    with read_artifact(exported.artifacts["standard"]) as opened:
+        manifest = msgspec.structs.replace(opened.manifest, kind="engine")
+    path = write_artifact(tmp_path / "engine.s4d", manifest, {"model.engine": b"an engine"})
+    with pytest.raises(EngineBuildError, match="holds an engine"):
+        build_engine(path, tmp_path / "again.s4d")
