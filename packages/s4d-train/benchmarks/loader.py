@@ -73,16 +73,24 @@ def parts(index: DriveIndex, config: DataConfig) -> None:
     rows: list[tuple[str, Callable[[], object]]] = [
         ("decode, full size", lambda: decode(path)),
         ("decode, reduced by the JPEG decoder", lambda: decode(path, half)),
-        ("image: full decode, resize, crop", lambda: load_training_image(
-            path, straight, name, False)),
-        ("image: reduced decode, resize, crop", lambda: load_training_image(
-            path, straight, name, True)),
-        ("image: the same, flip and rotation", lambda: load_training_image(
-            path, transform, name, True)),
+        (
+            "image: full decode, resize, crop",
+            lambda: load_training_image(path, straight, name, False),
+        ),
+        (
+            "image: reduced decode, resize, crop",
+            lambda: load_training_image(path, straight, name, True),
+        ),
+        (
+            "image: the same, flip and rotation",
+            lambda: load_training_image(path, transform, name, True),
+        ),
         ("image: evaluation (s4d_ops)", lambda: load_evaluation_image(path, raw, size, name)),
         ("read the points of a sweep", lambda: load_points(points_path)),
-        ("depth maps of all cameras", lambda: depth_maps(
-            points, matrices, size, config.depth_strides, 60.0)),
+        (
+            "depth maps of all cameras",
+            lambda: depth_maps(points, matrices, size, config.depth_strides, 60.0),
+        ),
         ("whole training sample", lambda: dataset[Draw(0, True, visit=0)]),
         ("whole evaluation sample", lambda: dataset[Draw(0, True)]),
     ]
@@ -100,7 +108,10 @@ def throughput(
     dataset = DriveDataset(config, index)
     sampler = SequenceSampler(sequence_rows(index, None, config.sequence_parts), batch)
     loader = DataLoader(
-        dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate,
+        dataset,
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,
         prefetch_factor=2 if workers else None,
     )
     stream = iter(loader)

@@ -171,8 +171,12 @@ def test_index_says_what_is_wrong_with_it(synth_index: DriveIndex, tmp_path: Pat
 
 def test_command_line(synth_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = str(tmp_path / "index")
-    assert main(["convert", str(synth_root), "--out", out, "--quiet", "--workers", "1",
-                 "--check-files"]) == 0
+    assert (
+        main(
+            ["convert", str(synth_root), "--out", out, "--quiet", "--workers", "1", "--check-files"]
+        )
+        == 0
+    )
     assert "12 samples" in capsys.readouterr().out
     assert main(["anchors", out, "--out", str(tmp_path / "a.npy"), "--count", "20"]) == 0
     assert np.load(tmp_path / "a.npy").shape == (20, 11)

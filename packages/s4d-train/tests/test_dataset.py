@@ -264,9 +264,7 @@ def test_workers_change_nothing(synth_index: DriveIndex, dataset: DriveDataset) 
 
     def batches(workers: int) -> list[Batch]:
         sampler = SequenceSampler(sequences, 2, seed=1)
-        loader = DataLoader(
-            dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate
-        )
+        loader = DataLoader(dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate)
         return list(itertools.islice(loader, 4))
 
     assert all(itertools.starmap(_equal, zip(batches(0), batches(2), strict=True)))
@@ -303,9 +301,7 @@ def test_another_rig(synth_index: DriveIndex) -> None:
         DriveDataset(replace(CONFIG, image_size=(60, 176)), synth_index)
 
 
-def test_broken_files_are_named(
-    synth_index: DriveIndex, tmp_path: Path, synth_root: Path
-) -> None:
+def test_broken_files_are_named(synth_index: DriveIndex, tmp_path: Path, synth_root: Path) -> None:
     shutil.copytree(synth_root / "samples", tmp_path / "samples")
     dataset = DriveDataset(replace(CONFIG, root=str(tmp_path)), synth_index)
     picture = tmp_path / synth_index.camera_file[0, 1].decode()

@@ -33,9 +33,7 @@ def _take(sampler: SequenceSampler, count: int) -> list[list[Draw]]:
 
 @settings(max_examples=40, deadline=None)
 @given(lengths, st.integers(1, 4), st.integers(0, 30), st.integers(0, 5))
-def test_resume_gives_the_same_batches(
-    counts: list[int], batch: int, stop: int, seed: int
-) -> None:
+def test_resume_gives_the_same_batches(counts: list[int], batch: int, stop: int, seed: int) -> None:
     whole = _take(SequenceSampler(_sequences(counts), batch, seed=seed), stop + 12)
     first = SequenceSampler(_sequences(counts), batch, seed=seed)
     _take(first, stop + 3)  # workers have fetched three batches ahead
@@ -47,9 +45,7 @@ def test_resume_gives_the_same_batches(
 
 @settings(max_examples=40, deadline=None)
 @given(lengths, st.integers(1, 3), st.integers(1, 4), st.integers(0, 5))
-def test_ranks_share_one_global_batch(
-    counts: list[int], batch: int, world: int, seed: int
-) -> None:
+def test_ranks_share_one_global_batch(counts: list[int], batch: int, world: int, seed: int) -> None:
     one = _take(SequenceSampler(_sequences(counts), batch * world, seed=seed), 20)
     parts = [
         _take(SequenceSampler(_sequences(counts), batch, rank=r, world_size=world, seed=seed), 20)

@@ -41,8 +41,19 @@ def views(scene: Scene) -> list[tuple[Camera, View]]:
     rng = np.random.default_rng(0)
     faces = scene.faces(TIME)
     return [
-        (c, render(faces, len(scene.actors), scene.town, scene.light, scene.noise, c,
-                   scene.ego_to_town(TIME) @ c.to_ego, rng))
+        (
+            c,
+            render(
+                faces,
+                len(scene.actors),
+                scene.town,
+                scene.light,
+                scene.noise,
+                c,
+                scene.ego_to_town(TIME) @ c.to_ego,
+                rng,
+            ),
+        )
         for c in rig
     ]
 
@@ -60,17 +71,19 @@ def test_same_seed_same_bytes_whatever_the_workers(tmp_path: Path) -> None:
 
 def test_import_needs_neither_torch_nor_devkit() -> None:
     code = "import sys, s4d_train.synth; print(*{'torch', 'nuscenes', 'scipy'} & set(sys.modules))"
-    found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == []
 
 
 def _corners(size: tuple[float, float, float], pose: np.ndarray) -> np.ndarray:
     length, width, height = size
     corners = np.array(
-        [[sx * length / 2, sy * width / 2, z] for sx in (-1, 1) for sy in (-1, 1)
-         for z in (0.0, height)]
+        [
+            [sx * length / 2, sy * width / 2, z]
+            for sx in (-1, 1)
+            for sy in (-1, 1)
+            for z in (0.0, height)
+        ]
     )
     c, s = np.cos(pose[2]), np.sin(pose[2])
     turned = corners @ np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]]).T

@@ -84,19 +84,33 @@ def test_truth_as_prediction_scores_one(nusc: NuScenes, tmp_path: Path) -> None:
             velocity = np.nan_to_num(nusc.box_velocity(token)[:2])
             attribute = [nusc.get("attribute", t)["name"] for t in row["attribute_tokens"]]
             rows.append(
-                {"sample_token": sample["token"], "translation": row["translation"],
-                 "size": row["size"], "rotation": row["rotation"],
-                 "velocity": velocity.tolist(), "detection_score": 0.9,
-                 "detection_name": category_to_detection_name(row["category_name"]),
-                 "attribute_name": attribute[0] if attribute else ""}
+                {
+                    "sample_token": sample["token"],
+                    "translation": row["translation"],
+                    "size": row["size"],
+                    "rotation": row["rotation"],
+                    "velocity": velocity.tolist(),
+                    "detection_score": 0.9,
+                    "detection_name": category_to_detection_name(row["category_name"]),
+                    "attribute_name": attribute[0] if attribute else "",
+                }
             )
         results[sample["token"]] = rows
-    meta = {"use_camera": True, "use_lidar": False, "use_radar": False, "use_map": False,
-            "use_external": False}
+    meta = {
+        "use_camera": True,
+        "use_lidar": False,
+        "use_radar": False,
+        "use_map": False,
+        "use_external": False,
+    }
     path = tmp_path / "results.json"
     path.write_text(json.dumps({"meta": meta, "results": results}))
     evaluation = DetectionEval(
-        nusc, config_factory("detection_cvpr_2019"), str(path), "mini_val", str(tmp_path / "out"),
+        nusc,
+        config_factory("detection_cvpr_2019"),
+        str(path),
+        "mini_val",
+        str(tmp_path / "out"),
         verbose=False,
     )
     metrics, _ = evaluation.evaluate()

@@ -39,8 +39,16 @@ def test_pictures_of_a_sample(synth_index: DriveIndex) -> None:
 
 def test_command_line(synth_index: DriveIndex, tmp_path: Path) -> None:
     out = tmp_path / "pictures"
-    arguments = ["view", str(synth_index.folder), "--out", str(out), "--frames", "1",
-                 "--image-size", "64x176"]
+    arguments = [
+        "view",
+        str(synth_index.folder),
+        "--out",
+        str(out),
+        "--frames",
+        "1",
+        "--image-size",
+        "64x176",
+    ]
     assert main(arguments) == 0
     assert main([*arguments, "--pipeline", "val", "--split", "mini_val"]) == 0
     assert sorted(p.name for p in out.iterdir()) == ["00000_boxes.png", "00000_depth.png"]
@@ -49,9 +57,16 @@ def test_command_line(synth_index: DriveIndex, tmp_path: Path) -> None:
 def test_results_as_gif(synth_index: DriveIndex, tmp_path: Path) -> None:
     token = synth_index.token[0].decode()
     place = (synth_index.lidar2global(0) @ [0.0, 10.0, -1.0, 1.0])[:3].tolist()
-    box = {"sample_token": token, "translation": place, "size": [2.0, 4.0, 1.5],
-           "rotation": [1.0, 0.0, 0.0, 0.0], "velocity": [1.0, 0.0], "tracking_id": "7",
-           "tracking_name": "car", "tracking_score": 0.8}
+    box = {
+        "sample_token": token,
+        "translation": place,
+        "size": [2.0, 4.0, 1.5],
+        "rotation": [1.0, 0.0, 0.0, 0.0],
+        "velocity": [1.0, 0.0],
+        "tracking_id": "7",
+        "tracking_name": "car",
+        "tracking_score": 0.8,
+    }
     path = tmp_path / "results.json"
     results = {token: [box], synth_index.token[1].decode(): []}
     path.write_text(json.dumps({"meta": {}, "results": results}))

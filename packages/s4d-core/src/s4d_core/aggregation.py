@@ -72,9 +72,7 @@ def project_points(points: Tensor, lidar2img: Tensor, image_wh: Tensor) -> Tenso
 class DeformableAggregation(nn.Module):
     """Key points, their projection, learned weights, the operator, and [result | feature]."""
 
-    def __init__(
-        self, config: AggregationConfig, embed_dims: int, num_levels: int
-    ) -> None:
+    def __init__(self, config: AggregationConfig, embed_dims: int, num_levels: int) -> None:
         super().__init__()
         self.num_groups = config.num_groups
         self.num_levels = num_levels

@@ -113,9 +113,7 @@ def assign_ids(
     """
     batch, count = cls.shape[:2]
     kept = torch.where(mask[:, None], bank.track_id, -1)
-    fill = torch.full(
-        (batch, count - kept.shape[1]), -1, dtype=torch.int64, device=kept.device
-    )
+    fill = torch.full((batch, count - kept.shape[1]), -1, dtype=torch.int64, device=kept.device)
     ids = torch.cat([kept, fill], dim=1)
     new = ids < 0
     if config.track_threshold is not None:

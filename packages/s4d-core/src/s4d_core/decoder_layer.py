@@ -37,9 +37,7 @@ class DecoderLayer(nn.Module):
         self.temporal_attention = attention() if with_temporal_attention else None
         self.self_attention = attention() if with_self_attention else None
         self.attention_norm = nn.LayerNorm(dims) if with_self_attention else None
-        self.aggregation = DeformableAggregation(
-            config.aggregation, dims, config.neck.num_levels
-        )
+        self.aggregation = DeformableAggregation(config.aggregation, dims, config.neck.num_levels)
         self.ffn = AsymmetricFFN(2 * dims, decoder.ffn_channels, dims, decoder.dropout)
         self.ffn_norm = nn.LayerNorm(dims)
         self.refinement = Refinement(dims, config.num_classes, config.refine_yaw)

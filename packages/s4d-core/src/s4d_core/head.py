@@ -53,9 +53,7 @@ class InstanceBank(nn.Module):
     def __init__(self, anchors: Tensor, embed_dims: int) -> None:
         super().__init__()
         self.anchor = nn.Parameter(anchors.clone())
-        self.feature = nn.Parameter(
-            torch.zeros(anchors.shape[0], embed_dims), requires_grad=False
-        )
+        self.feature = nn.Parameter(torch.zeros(anchors.shape[0], embed_dims), requires_grad=False)
         self.handler_fix_scale = nn.Parameter(torch.zeros(1, 3), requires_grad=False)
 
     def forward(self, batch_size: int) -> tuple[Tensor, Tensor]:
@@ -145,7 +143,12 @@ class SparseHead(nn.Module):
                 past_embed = embed[:, : config.num_temporal]
 
         return self._finish(
-            feature, cls_list, box_list, quality_list, bank, denoising,
+            feature,
+            cls_list,
+            box_list,
+            quality_list,
+            bank,
+            denoising,
             (interval, mask, past_box, update_index),
         )
 

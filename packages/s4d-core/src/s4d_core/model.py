@@ -215,9 +215,7 @@ class Sparse4D(nn.Module):
         lidar2global: Tensor,
     ) -> None:
         if images.dim() != 5 or images.shape[2] != 3:
-            raise InvalidInputError(
-                f"expected images (B, N, 3, H, W), got {tuple(images.shape)}"
-            )
+            raise InvalidInputError(f"expected images (B, N, 3, H, W), got {tuple(images.shape)}")
         batch, cameras = images.shape[:2]
         expected = {
             "lidar2img": (lidar2img, (batch, cameras, 4, 4)),

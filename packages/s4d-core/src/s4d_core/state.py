@@ -49,9 +49,7 @@ class BankState:
         """The state before a first frame: zeros, no ids, not valid."""
         count = config.num_temporal
         return cls(
-            feature=torch.zeros(
-                batch_size, count, config.embed_dims, device=device, dtype=dtype
-            ),
+            feature=torch.zeros(batch_size, count, config.embed_dims, device=device, dtype=dtype),
             anchor=torch.zeros(batch_size, count, BOX_DIMS, device=device, dtype=dtype),
             confidence=torch.zeros(batch_size, count, device=device, dtype=dtype),
             track_id=torch.full((batch_size, count), -1, device=device, dtype=torch.int64),

@@ -83,8 +83,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         return _convert_tuple(args, value, where)
     if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, typing.cast(type, hint)) else from_plain(
-            typing.cast(type, hint), value, where
+        return (
+            value
+            if isinstance(value, typing.cast(type, hint))
+            else from_plain(typing.cast(type, hint), value, where)
         )
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -29,8 +29,13 @@ def run(args: argparse.Namespace) -> int:
 
     version = args.version or find_version(args.root)
     index = convert(
-        args.root, args.out, version, max_sweeps=args.max_sweeps, workers=args.workers,
-        files=args.check_files, progress=not args.quiet,
+        args.root,
+        args.out,
+        version,
+        max_sweeps=args.max_sweeps,
+        workers=args.workers,
+        files=args.check_files,
+        progress=not args.quiet,
     )
     splits = ", ".join(f"{k} {len(index.samples(k))}" for k in sorted(index.splits))
     print(

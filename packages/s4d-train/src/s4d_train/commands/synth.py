@@ -26,7 +26,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--image-size", type=_size, default=(800, 450), metavar="WxH")
     parser.add_argument("--frames", type=int, default=40, help="key frames per scene (2 Hz)")
     parser.add_argument(
-        "--split", choices=("auto", "mini", "trainval"), default="auto",
+        "--split",
+        choices=("auto", "mini", "trainval"),
+        default="auto",
         help="whose scene names and version are used; auto: mini up to ten scenes",
     )
     parser.add_argument("--val-scenes", type=int, help="default: a fifth, at least one")
@@ -42,8 +44,14 @@ def run(args: argparse.Namespace) -> int:
     from s4d_train.synth import SynthConfig, generate
 
     config = SynthConfig(
-        scenes=args.scenes, seed=args.seed, image_size=args.image_size, frames=args.frames,
-        split=args.split, val_scenes=args.val_scenes, sweeps=args.sweeps, density=args.density,
+        scenes=args.scenes,
+        seed=args.seed,
+        image_size=args.image_size,
+        frames=args.frames,
+        split=args.split,
+        val_scenes=args.val_scenes,
+        sweeps=args.sweeps,
+        density=args.density,
     )
     folder = generate(args.out, config, args.workers, progress=not args.quiet)
     print(f"{folder}: {config.scenes} scenes of {config.frames} key frames, {config.version}")

@@ -43,8 +43,13 @@ def run(args: argparse.Namespace) -> int:
     index = DriveIndex.open(args.index)
     if args.results:
         out = view_results(
-            index, args.results, args.out, split=args.split, min_score=args.min_score,
-            root=args.root or None, frames=args.frames,
+            index,
+            args.results,
+            args.out,
+            split=args.split,
+            min_score=args.min_score,
+            root=args.root or None,
+            frames=args.frames,
         )
         print(out)
         return 0

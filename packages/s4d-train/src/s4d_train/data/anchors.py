@@ -21,7 +21,11 @@ _ROUNDS = 300
 
 
 def make_anchors(
-    index: DriveIndex, split: str | None, count: int = 900, *, max_distance: float = 55.0,
+    index: DriveIndex,
+    split: str | None,
+    count: int = 900,
+    *,
+    max_distance: float = 55.0,
     seed: int = 0,
 ) -> Array:
     """(count, 11) float64 anchors ``x y z log_w log_l log_h sin cos vx vy vz``.

@@ -46,8 +46,14 @@ _VELOCITY_WINDOW = 1.5
 
 
 def convert(
-    root: str | Path, out: str | Path, version: str, *, max_sweeps: int = 10,
-    workers: int | None = None, files: bool = False, progress: bool = True,
+    root: str | Path,
+    out: str | Path,
+    version: str,
+    *,
+    max_sweeps: int = 10,
+    workers: int | None = None,
+    files: bool = False,
+    progress: bool = True,
 ) -> DriveIndex:
     """Convert the nuScenes data set in ``root`` and write the index folder ``out``.
 
@@ -255,8 +261,15 @@ def _annotations(tables: dict[str, Columns], columns: Columns) -> int:
         empty = np.zeros(0, dtype=np.int32)
         columns["annotation_start"] = np.zeros(count + 1, dtype=np.int64)
         columns["box"], columns["velocity"] = np.zeros((0, 7)), np.zeros((0, 2))
-        for name in ("label", "category", "attribute", "visibility", "instance",
-                     "num_lidar_pts", "num_radar_pts"):
+        for name in (
+            "label",
+            "category",
+            "attribute",
+            "visibility",
+            "instance",
+            "num_lidar_pts",
+            "num_radar_pts",
+        ):
             columns[name] = empty
         return 0
     sample = _Lookup(columns["token"]).rows(rows["sample_token"], "sample")

@@ -48,8 +48,13 @@ class DriveDataset(Dataset[Sample]):
     """
 
     def __init__(
-        self, config: DataConfig, index: DriveIndex | None = None, *, seed: int = 0,
-        with_depth: bool = True, with_boxes: bool = True,
+        self,
+        config: DataConfig,
+        index: DriveIndex | None = None,
+        *,
+        seed: int = 0,
+        with_depth: bool = True,
+        with_boxes: bool = True,
     ) -> None:
         self.config = config
         self.index = index if index is not None else DriveIndex.open(config.index)
@@ -91,8 +96,9 @@ class DriveDataset(Dataset[Sample]):
         depth: list[Array] = []
         if self.with_depth:
             points = load_points(self._path(self.index.lidar_file[row]))
-            depth = depth_maps(points, lidar2img, config.image_size, config.depth_strides,
-                               config.max_depth)
+            depth = depth_maps(
+                points, lidar2img, config.image_size, config.depth_strides, config.max_depth
+            )
         boxes, labels, ids = self._annotations(row)
         if bev:
             back = bev_rotation_matrix(-bev)

@@ -15,8 +15,11 @@ _NEAREST = 0.1
 
 
 def depth_maps(
-    points: npt.NDArray[Any], lidar2img: npt.NDArray[Any], size: tuple[int, int],
-    strides: Sequence[int], max_depth: float,
+    points: npt.NDArray[Any],
+    lidar2img: npt.NDArray[Any],
+    size: tuple[int, int],
+    strides: Sequence[int],
+    max_depth: float,
 ) -> list[npt.NDArray[np.float32]]:
     """Depth of the nearest point in each cell, per camera and stride.
 
@@ -47,8 +50,7 @@ def depth_maps(
         pixel = projected[camera, :2, ahead]
         pixel /= distance[:, None]
         inside = np.flatnonzero(
-            (pixel[:, 0] >= 0) & (pixel[:, 0] < width) & (pixel[:, 1] >= 0)
-            & (pixel[:, 1] < height)
+            (pixel[:, 0] >= 0) & (pixel[:, 0] < width) & (pixel[:, 1] >= 0) & (pixel[:, 1] < height)
         )
         order = inside[np.argsort(-distance[inside], kind="stable")]
         depth = np.minimum(distance[order], max_depth)
@@ -59,6 +61,4 @@ def depth_maps(
             keep = (x < cells_x) & (y < cells_y)
             # Far to near: the last write to a cell is its nearest point.
             target[camera, y[keep] * cells_x + x[keep]] = depth[keep]
-    return [
-        m.reshape(cameras, height // s, width // s) for m, s in zip(maps, strides, strict=True)
-    ]
+    return [m.reshape(cameras, height // s, width // s) for m, s in zip(maps, strides, strict=True)]

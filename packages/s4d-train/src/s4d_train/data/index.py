@@ -110,9 +110,7 @@ class DriveIndex:
             try:
                 column = np.load(path, mmap_mode="r", allow_pickle=False)
             except ValueError:
-                raise IndexFormatError(
-                    f"{path} is damaged; convert the data set again"
-                ) from None
+                raise IndexFormatError(f"{path} is damaged; convert the data set again") from None
             if list(column.shape) != self._shapes[name]:
                 raise IndexFormatError(
                     f"expected {path} of shape {self._shapes[name]}, found {list(column.shape)}; "
@@ -138,9 +136,7 @@ class DriveIndex:
             return order
         if split not in self.splits:
             known = ", ".join(sorted(self.splits)) or "none"
-            raise DataError(
-                f"expected one of the splits {known} of {self.folder}, got {split!r}"
-            )
+            raise DataError(f"expected one of the splits {known} of {self.folder}, got {split!r}")
         names = set(self.splits[split])
         wanted = np.array([name in names for name in self.scenes], dtype=bool)
         return order[wanted[self.scene[order]]]

@@ -24,7 +24,8 @@ class ImagePreparation(nn.Module):
     std: torch.Tensor
 
     def __init__(
-        self, mean: Sequence[float] = (123.675, 116.28, 103.53),
+        self,
+        mean: Sequence[float] = (123.675, 116.28, 103.53),
         std: Sequence[float] = (58.395, 57.12, 57.375),
     ) -> None:
         super().__init__()
@@ -62,10 +63,12 @@ def apply_photometric(images: torch.Tensor, parameters: torch.Tensor) -> torch.T
     safe = torch.where(chroma > 0, chroma, torch.ones_like(chroma))
     red, green, blue = images.split(1, -3)
     sector = torch.where(
-        high == red, (green - blue) / safe,
+        high == red,
+        (green - blue) / safe,
         torch.where(high == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
-    offsets = torch.tensor([5.0, 3.0, 1.0], device=images.device, dtype=images.dtype)
+    # 5, 3, 1 made on the device: a copy from the host would wait for it.
+    offsets = 5 - 2 * torch.arange(3, device=images.device, dtype=images.dtype)
     k = torch.remainder(offsets.view(3, 1, 1) + sector + hue / 60, 6)
     shape = torch.minimum(k, 4 - k).clamp(0, 1)
     images = high - saturation * chroma * shape

@@ -73,8 +73,15 @@ class SequenceSampler(Sampler[list[Draw]]):
     """
 
     def __init__(
-        self, sequences: Sequence[Rows], batch_size: int, *, rank: int = 0, world_size: int = 1,
-        seed: int = 0, skip_probability: float = 0.5, reverse_probability: float = 0.1,
+        self,
+        sequences: Sequence[Rows],
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        skip_probability: float = 0.5,
+        reverse_probability: float = 0.1,
     ) -> None:
         if not sequences:
             raise DataError("there is no training sequence; check the split's name and the index")

@@ -49,8 +49,14 @@ class View:
 
 
 def render(
-    faces: Faces, actors: int, town: Town, light: Light, noise: Image, camera: Camera,
-    camera_to_town: Array, rng: np.random.Generator,
+    faces: Faces,
+    actors: int,
+    town: Town,
+    light: Light,
+    noise: Image,
+    camera: Camera,
+    camera_to_town: Array,
+    rng: np.random.Generator,
 ) -> View:
     """Draw what ``camera`` sees; ``camera_to_town`` is its (4, 4) pose."""
     width, height = camera.width, camera.height
@@ -80,7 +86,11 @@ def render(
     f = face[solid]
     position = origin + rays[solid] * depth[solid, None]
     colour[solid] = shade_faces(
-        light, noise, position, faces.normals[f].astype(np.float32), faces.colours[f],
+        light,
+        noise,
+        position,
+        faces.normals[f].astype(np.float32),
+        faces.colours[f],
         faces.materials[f],
     )
 

@@ -190,7 +190,12 @@ def _work(task: tuple[SynthConfig, str, str, int]) -> tuple[str, list[_Frame]]:
 
 
 def _frame(
-    config: SynthConfig, folder: Path, scene: Scene, origin: Array, name: str, scene_number: int,
+    config: SynthConfig,
+    folder: Path,
+    scene: Scene,
+    origin: Array,
+    name: str,
+    scene_number: int,
     index: int,
 ) -> _Frame:
     number = int(name[-4:])
@@ -219,8 +224,16 @@ def _frame(
     for camera in cameras(*config.image_size):
         moment = time + camera.delay
         pose = scene.ego_to_town(moment)
-        view = render(scene.faces(moment), actors, scene.town, scene.light, scene.noise, camera,
-                      pose @ camera.to_ego, rng)
+        view = render(
+            scene.faces(moment),
+            actors,
+            scene.town,
+            scene.light,
+            scene.noise,
+            camera,
+            pose @ camera.to_ego,
+            rng,
+        )
         ego[camera.name] = _on_map(pose, origin)
         visible += view.visible
         covered += view.covered
@@ -232,9 +245,16 @@ def _frame(
     share = np.where(covered > 0, visible / np.maximum(covered, 1), -1.0)
     poses_on_map = poses + np.array([*origin, 0.0])
     return _Frame(
-        index, poses_on_map, share, hits, [a.attribute(time) for a in scene.actors],
-        [a.name for a in scene.actors], [a.size for a in scene.actors],
-        np.hypot(*(poses[:, :2] - here[:2]).T), ego, swept,
+        index,
+        poses_on_map,
+        share,
+        hits,
+        [a.attribute(time) for a in scene.actors],
+        [a.name for a in scene.actors],
+        [a.size for a in scene.actors],
+        np.hypot(*(poses[:, :2] - here[:2]).T),
+        ego,
+        swept,
     )
 
 
@@ -264,18 +284,45 @@ def _tabulate(
     for frame, sample in zip(frames, samples, strict=True):
         stamp = start + frame.index * 500_000
         rows["sample"].append(
-            {"token": sample, "timestamp": stamp, "prev": "", "next": "",
-             "scene_token": token(config.seed, name)}
+            {
+                "token": sample,
+                "timestamp": stamp,
+                "prev": "",
+                "next": "",
+                "scene_token": token(config.seed, name),
+            }
         )
         for swept, pose in frame.swept:
-            tables.add_data(name, "LIDAR_TOP", sample, swept,
-                            _file("LIDAR_TOP", swept, name, "sweeps"), pose, (0, 0), False)
-        tables.add_data(name, "LIDAR_TOP", sample, stamp, _file("LIDAR_TOP", stamp, name),
-                        frame.ego["LIDAR_TOP"], (0, 0))
+            tables.add_data(
+                name,
+                "LIDAR_TOP",
+                sample,
+                swept,
+                _file("LIDAR_TOP", swept, name, "sweeps"),
+                pose,
+                (0, 0),
+                False,
+            )
+        tables.add_data(
+            name,
+            "LIDAR_TOP",
+            sample,
+            stamp,
+            _file("LIDAR_TOP", stamp, name),
+            frame.ego["LIDAR_TOP"],
+            (0, 0),
+        )
         for camera in rig:
             taken = stamp + round(camera.delay * 1e6)
-            tables.add_data(name, camera.name, sample, taken, _file(camera.name, taken, name),
-                            frame.ego[camera.name], config.image_size)
+            tables.add_data(
+                name,
+                camera.name,
+                sample,
+                taken,
+                _file(camera.name, taken, name),
+                frame.ego[camera.name],
+                config.image_size,
+            )
     tables.chain(rows["sample"][-len(frames) :])
     for sensor in [c.name for c in rig] + ["LIDAR_TOP"]:
         calibrated = token(config.seed, name, "calibrated", sensor)
@@ -283,16 +330,26 @@ def _tabulate(
             [r for r in rows["sample_data"][before:] if r["calibrated_sensor_token"] == calibrated]
         )
     rows["scene"].append(
-        {"token": token(config.seed, name), "log_token": log, "nbr_samples": len(frames),
-         "first_sample_token": samples[0], "last_sample_token": samples[-1], "name": name,
-         "description": "synthetic street"}
+        {
+            "token": token(config.seed, name),
+            "log_token": log,
+            "nbr_samples": len(frames),
+            "first_sample_token": samples[0],
+            "last_sample_token": samples[-1],
+            "name": name,
+            "description": "synthetic street",
+        }
     )
     for actor in range(len(frames[0].kinds)):
         _annotate(tables, config, name, frames, samples, actor)
 
 
 def _annotate(
-    tables: Tables, config: SynthConfig, name: str, frames: list[_Frame], samples: list[str],
+    tables: Tables,
+    config: SynthConfig,
+    name: str,
+    frames: list[_Frame],
+    samples: list[str],
     actor: int,
 ) -> None:
     """One instance: every frame in range from the first to the last time it was sensed."""
@@ -311,22 +368,31 @@ def _annotate(
         level = 1 + int(np.searchsorted([0.4, 0.6, 0.8], frame.visible[actor], side="right"))
         attribute = frame.attributes[actor]
         rows.append(
-            {"token": token(instance, k), "sample_token": samples[k],
-             "instance_token": instance, "visibility_token": str(level),
-             "attribute_tokens": [token("attribute", attribute)] if attribute else [],
-             "translation": [float(x), float(y), height / 2],
-             "size": [width, length, height],
-             "rotation": matrix_to_quaternion(yaw_matrix(float(heading))),
-             "prev": "", "next": "", "num_lidar_pts": int(frame.hits[actor]),
-             "num_radar_pts": 0}
+            {
+                "token": token(instance, k),
+                "sample_token": samples[k],
+                "instance_token": instance,
+                "visibility_token": str(level),
+                "attribute_tokens": [token("attribute", attribute)] if attribute else [],
+                "translation": [float(x), float(y), height / 2],
+                "size": [width, length, height],
+                "rotation": matrix_to_quaternion(yaw_matrix(float(heading))),
+                "prev": "",
+                "next": "",
+                "num_lidar_pts": int(frame.hits[actor]),
+                "num_radar_pts": 0,
+            }
         )
     tables.chain(rows)
     tables.rows["sample_annotation"] += rows
     tables.rows["instance"].append(
-        {"token": instance, "category_token": token("category", KINDS[frames[0].kinds[actor]]
-                                                    .category),
-         "nbr_annotations": len(rows), "first_annotation_token": rows[0]["token"],
-         "last_annotation_token": rows[-1]["token"]}
+        {
+            "token": instance,
+            "category_token": token("category", KINDS[frames[0].kinds[actor]].category),
+            "nbr_annotations": len(rows),
+            "first_annotation_token": rows[0]["token"],
+            "last_annotation_token": rows[-1]["token"],
+        }
     )
 
 
@@ -334,8 +400,12 @@ def _write_tables(folder: Path, config: SynthConfig, tables: Tables) -> None:
     (folder / "maps").mkdir()
     Image.new("L", (64, 64)).save(folder / "maps" / "empty.png")
     tables.rows["map"].append(
-        {"token": token("map"), "log_tokens": [r["token"] for r in tables.rows["log"]],
-         "category": "semantic_prior", "filename": "maps/empty.png"}
+        {
+            "token": token("map"),
+            "log_tokens": [r["token"] for r in tables.rows["log"]],
+            "category": "semantic_prior",
+            "filename": "maps/empty.png",
+        }
     )
     target = folder / config.version
     target.mkdir()

@@ -55,16 +55,41 @@ def _wheels(b: ShapeBuilder, xs: list[float], half_width: float, radius: float) 
 
 
 def _car(rng: Rng) -> Shape:
-    paint = _pick(rng, [(0.75, 0.75, 0.76), (0.85, 0.85, 0.83), (0.45, 0.03, 0.04),
-                        (0.04, 0.10, 0.42), (0.05, 0.05, 0.06), (0.28, 0.30, 0.32),
-                        (0.10, 0.30, 0.28)])
+    paint = _pick(
+        rng,
+        [
+            (0.75, 0.75, 0.76),
+            (0.85, 0.85, 0.83),
+            (0.45, 0.03, 0.04),
+            (0.04, 0.10, 0.42),
+            (0.05, 0.05, 0.06),
+            (0.28, 0.30, 0.32),
+            (0.10, 0.30, 0.28),
+        ],
+    )
     b = ShapeBuilder()
     estate = rng.random() < 0.4
     rear_top = -2.05 if estate else -1.15
-    b.prism([(-2.3, 0.30), (2.25, 0.30), (2.3, 0.55), (2.15, 0.82), (0.9, 0.98), (-2.2, 1.02),
-             (-2.3, 0.7)], (-0.97, 0.97), paint)
-    b.prism([(-2.15 if estate else -1.85, 1.0), (1.05, 0.97), (0.25, 1.60), (rear_top, 1.60)],
-            (-0.93, 0.93), _WINDOW, GLASS, inset=0.17)
+    b.prism(
+        [
+            (-2.3, 0.30),
+            (2.25, 0.30),
+            (2.3, 0.55),
+            (2.15, 0.82),
+            (0.9, 0.98),
+            (-2.2, 1.02),
+            (-2.3, 0.7),
+        ],
+        (-0.97, 0.97),
+        paint,
+    )
+    b.prism(
+        [(-2.15 if estate else -1.85, 1.0), (1.05, 0.97), (0.25, 1.60), (rear_top, 1.60)],
+        (-0.93, 0.93),
+        _WINDOW,
+        GLASS,
+        inset=0.17,
+    )
     b.box((rear_top + 0.02, 0.28), (-0.76, 0.76), (1.58, 1.66), paint)
     b.box((-2.32, 2.32), (-0.90, 0.90), (0.22, 0.40), (0.06, 0.06, 0.07))
     _lamps(b, 2.33, -2.33, 0.97, 0.62)
@@ -78,10 +103,10 @@ def _truck(rng: Rng) -> Shape:
     cargo = _pick(rng, [(0.88, 0.88, 0.86), (0.60, 0.66, 0.72), (0.15, 0.40, 0.62)])
     b = ShapeBuilder()
     b.box((-3.45, 3.2), (-1.0, 1.0), (0.55, 0.80), (0.08, 0.08, 0.09))
-    b.prism([(1.75, 0.55), (3.45, 0.55), (3.45, 1.45), (3.15, 2.35), (1.75, 2.45)],
-            (-1.20, 1.20), cab)
-    b.prism([(3.40, 1.50), (3.48, 1.48), (3.22, 2.25), (3.15, 2.25)], (-1.08, 1.08), _WINDOW,
-            GLASS)
+    b.prism(
+        [(1.75, 0.55), (3.45, 0.55), (3.45, 1.45), (3.15, 2.35), (1.75, 2.45)], (-1.20, 1.20), cab
+    )
+    b.prism([(3.40, 1.50), (3.48, 1.48), (3.22, 2.25), (3.15, 2.25)], (-1.08, 1.08), _WINDOW, GLASS)
     for side in (-1.0, 1.0):
         y = (1.17, 1.23) if side > 0 else (-1.23, -1.17)
         b.box((2.2, 3.05), y, (1.45, 2.15), _WINDOW, GLASS)
@@ -133,8 +158,20 @@ def _construction_vehicle(rng: Rng) -> Shape:
     b = ShapeBuilder()
     for side in (-1.0, 1.0):
         y = (0.75, 1.42) if side > 0 else (-1.42, -0.75)
-        b.prism([(-2.2, 0.25), (-1.9, 0.0), (1.3, 0.0), (1.6, 0.25), (1.6, 0.65), (1.3, 0.9),
-                 (-1.9, 0.9), (-2.2, 0.65)], y, dark)
+        b.prism(
+            [
+                (-2.2, 0.25),
+                (-1.9, 0.0),
+                (1.3, 0.0),
+                (1.6, 0.25),
+                (1.6, 0.65),
+                (1.3, 0.9),
+                (-1.9, 0.9),
+                (-2.2, 0.65),
+            ],
+            y,
+            dark,
+        )
     b.box((-2.3, 1.2), (-1.35, 1.35), (0.95, 1.95), paint)
     b.box((-2.9, -1.5), (-1.30, 1.30), (1.0, 2.1), dark)
     b.box((-0.3, 1.3), (0.05, 1.25), (1.95, 3.0), paint)
@@ -147,8 +184,11 @@ def _construction_vehicle(rng: Rng) -> Shape:
 
 def _rider(b: ShapeBuilder, rng: Rng, x: float, seat: float, top: float) -> None:
     shirt = _pick(rng, [(0.75, 0.10, 0.10), (0.10, 0.30, 0.75), (0.85, 0.85, 0.15)])
-    b.prism([(x - 0.22, seat), (x + 0.12, seat), (x + 0.28, top - 0.26), (x, top - 0.24)],
-            (-0.22, 0.22), shirt)
+    b.prism(
+        [(x - 0.22, seat), (x + 0.12, seat), (x + 0.28, top - 0.26), (x, top - 0.24)],
+        (-0.22, 0.22),
+        shirt,
+    )
     b.box((x - 0.1, x + 0.38), (-0.20, -0.08), (seat - 0.42, seat + 0.05), (0.08, 0.09, 0.16))
     b.box((x - 0.1, x + 0.38), (0.08, 0.20), (seat - 0.42, seat + 0.05), (0.08, 0.09, 0.16))
     b.column((x + 0.18, 0.0), (top - 0.25, top), (0.13, 0.11), (0.12, 0.12, 0.13))
@@ -160,8 +200,9 @@ def _motorcycle(rng: Rng, ridden: bool = True) -> Shape:
     b.wheel(-0.70, 0.0, 0.32, 0.16)
     b.wheel(0.72, 0.0, 0.32, 0.14)
     b.prism([(-0.6, 0.45), (0.35, 0.35), (0.55, 0.80), (-0.9, 0.85)], (-0.18, 0.18), paint)
-    b.prism([(0.40, 0.75), (0.70, 0.45), (0.75, 0.55), (0.48, 1.08)], (-0.10, 0.10),
-            (0.10, 0.10, 0.10))
+    b.prism(
+        [(0.40, 0.75), (0.70, 0.45), (0.75, 0.55), (0.48, 1.08)], (-0.10, 0.10), (0.10, 0.10, 0.10)
+    )
     b.box((0.38, 0.48), (-0.38, 0.38), (1.02, 1.10), (0.05, 0.05, 0.05))
     b.box((0.66, 0.74), (-0.1, 0.1), (0.82, 0.98), _LAMP)
     if ridden:
@@ -185,18 +226,33 @@ def _bicycle(rng: Rng, ridden: bool = True) -> Shape:
 
 
 def _pedestrian(rng: Rng) -> Shape:
-    shirt = _pick(rng, [(0.75, 0.12, 0.10), (0.12, 0.25, 0.65), (0.80, 0.78, 0.72),
-                        (0.15, 0.45, 0.20), (0.75, 0.50, 0.10), (0.10, 0.10, 0.12)])
+    shirt = _pick(
+        rng,
+        [
+            (0.75, 0.12, 0.10),
+            (0.12, 0.25, 0.65),
+            (0.80, 0.78, 0.72),
+            (0.15, 0.45, 0.20),
+            (0.75, 0.50, 0.10),
+            (0.10, 0.10, 0.12),
+        ],
+    )
     trousers = _pick(rng, [(0.07, 0.08, 0.16), (0.25, 0.22, 0.18), (0.05, 0.05, 0.05)])
     skin = _pick(rng, [(0.80, 0.56, 0.42), (0.45, 0.28, 0.18), (0.66, 0.44, 0.30)])
     stride = float(rng.uniform(0.08, 0.24))
     b = ShapeBuilder()
     for side in (-1.0, 1.0):
         foot = side * stride
-        b.prism([(foot - 0.09, 0.0), (foot + 0.14, 0.0), (0.10, 0.86), (-0.10, 0.86)],
-                (side * 0.10 - 0.08, side * 0.10 + 0.08), trousers)
-        b.prism([(-foot - 0.05, 0.80), (-foot + 0.06, 0.80), (0.06, 1.42), (-0.06, 1.42)],
-                (side * 0.28 - 0.055, side * 0.28 + 0.055), shirt)
+        b.prism(
+            [(foot - 0.09, 0.0), (foot + 0.14, 0.0), (0.10, 0.86), (-0.10, 0.86)],
+            (side * 0.10 - 0.08, side * 0.10 + 0.08),
+            trousers,
+        )
+        b.prism(
+            [(-foot - 0.05, 0.80), (-foot + 0.06, 0.80), (0.06, 1.42), (-0.06, 1.42)],
+            (side * 0.28 - 0.055, side * 0.28 + 0.055),
+            shirt,
+        )
     b.column((0.0, 0.0), (0.84, 1.46), (0.17, 0.22), shirt, squash=1.1)
     b.column((0.0, 0.0), (1.46, 1.56), (0.07, 0.07), skin, sides=6)
     b.column((0.01, 0.0), (1.54, 1.78), (0.115, 0.10), skin)
@@ -210,8 +266,7 @@ def _barrier(rng: Rng) -> Shape:
     for i in range(6):
         y = -1.25 + i * 2.5 / 6
         colour = (0.80, 0.06, 0.04) if i % 2 else (0.92, 0.92, 0.90)
-        b.prism([(-0.25, 0.0), (0.25, 0.0), (0.09, 0.98), (-0.09, 0.98)], (y, y + 2.5 / 6),
-                colour)
+        b.prism([(-0.25, 0.0), (0.25, 0.0), (0.09, 0.98), (-0.09, 0.98)], (y, y + 2.5 / 6), colour)
     return b.build()
 
 
@@ -219,9 +274,13 @@ def _cone(rng: Rng) -> Shape:
     orange: Colour = (0.92, 0.26, 0.02)
     b = ShapeBuilder()
     b.box((-0.20, 0.20), (-0.20, 0.20), (0.0, 0.05), (0.12, 0.10, 0.10))
-    for low, high, colour in ((0.05, 0.34, orange), (0.34, 0.56, (0.93, 0.93, 0.92)),
-                              (0.56, 0.74, orange), (0.74, 0.88, (0.93, 0.93, 0.92)),
-                              (0.88, 1.07, orange)):
+    for low, high, colour in (
+        (0.05, 0.34, orange),
+        (0.34, 0.56, (0.93, 0.93, 0.92)),
+        (0.56, 0.74, orange),
+        (0.74, 0.88, (0.93, 0.93, 0.92)),
+        (0.88, 1.07, orange),
+    ):
         b.column((0.0, 0.0), (low, high), (0.17 - 0.13 * low, 0.17 - 0.13 * high), colour)
     return b.build()
 
@@ -229,8 +288,9 @@ def _cone(rng: Rng) -> Shape:
 KINDS: dict[str, Kind] = {
     "car": Kind("vehicle.car", (4.62, 1.95, 1.68), 0.06, _car),
     "truck": Kind("vehicle.truck", (6.95, 2.50, 2.85), 0.09, _truck),
-    "construction_vehicle": Kind("vehicle.construction", (6.40, 2.84, 3.20), 0.06,
-                                 _construction_vehicle),
+    "construction_vehicle": Kind(
+        "vehicle.construction", (6.40, 2.84, 3.20), 0.06, _construction_vehicle
+    ),
     "bus": Kind("vehicle.bus.rigid", (11.1, 2.95, 3.48), 0.05, _bus),
     "trailer": Kind("vehicle.trailer", (12.3, 2.92, 3.87), 0.06, _trailer),
     "barrier": Kind("movable_object.barrier", (0.50, 2.52, 0.98), 0.04, _barrier),
@@ -252,9 +312,7 @@ def draw_size(name: str, rng: Rng, ridden: bool = True) -> tuple[float, float, f
     return (length, width, height)
 
 
-def make_shape(
-    name: str, size: tuple[float, float, float], rng: Rng, ridden: bool = True
-) -> Shape:
+def make_shape(name: str, size: tuple[float, float, float], rng: Rng, ridden: bool = True) -> Shape:
     """The shape of one object, stretched to fill its box exactly."""
     if name == "motorcycle":
         shape = _motorcycle(rng, ridden)

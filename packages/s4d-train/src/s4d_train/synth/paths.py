@@ -79,7 +79,11 @@ class Motion:
 
     @staticmethod
     def driving(
-        path: Path, cruise: float, at: float, time: float, lateral: float = 2.2,
+        path: Path,
+        cruise: float,
+        at: float,
+        time: float,
+        lateral: float = 2.2,
         stop: tuple[float, float] | None = None,
     ) -> Motion:
         """Follow ``path`` so that arc length ``at`` is reached at ``time``.
@@ -113,7 +117,11 @@ def straight(start: tuple[float, float], heading: float, length: float) -> Path:
 
 
 def lane_path(
-    town: Town, position: tuple[float, float], heading: int, lane: float, length: float,
+    town: Town,
+    position: tuple[float, float],
+    heading: int,
+    lane: float,
+    length: float,
     turns: list[int],
 ) -> Path:
     """Drive along a lane and turn at the crossings.
@@ -179,8 +187,11 @@ def _round_corners(corners: list[Array], directions: list[int], lane: float) -> 
         spoke = entry - centre
         cos, sin = np.cos(part), np.sin(part)
         arc = np.column_stack(
-            [centre[0] + cos * spoke[0] - sin * spoke[1],
-             centre[1] + sin * spoke[0] + cos * spoke[1], angle + part]
+            [
+                centre[0] + cos * spoke[0] - sin * spoke[1],
+                centre[1] + sin * spoke[0] + cos * spoke[1],
+                angle + part,
+            ]
         )
         pieces.append(arc)
         angle += sweep

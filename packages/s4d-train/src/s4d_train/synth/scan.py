@@ -32,8 +32,11 @@ class Parts:
 
     @staticmethod
     def build(
-        quads: Array, normals: Array, parts: npt.NDArray[np.int64],
-        actor: npt.NDArray[np.int64], brightness: Array,
+        quads: Array,
+        normals: Array,
+        parts: npt.NDArray[np.int64],
+        actor: npt.NDArray[np.int64],
+        brightness: Array,
     ) -> Parts:
         """From faces (F, 4, 3); ``parts`` (F,) is sorted and numbers parts without a gap."""
         first = np.flatnonzero(np.diff(parts, prepend=-1))
@@ -47,8 +50,14 @@ class Parts:
         sums = np.add.reduceat(quads.sum(1), first)
         centres = sums / (4.0 * counts[:, None])
         reach = np.linalg.norm(quads - centres[parts][:, None], axis=-1).max(1)
-        return Parts(planes, offsets, centres, np.maximum.reduceat(reach, first), actor[first],
-                     brightness[first])
+        return Parts(
+            planes,
+            offsets,
+            centres,
+            np.maximum.reduceat(reach, first),
+            actor[first],
+            brightness[first],
+        )
 
 
 @dataclass(frozen=True)
@@ -68,8 +77,12 @@ def cast(parts: Parts, lidar: Lidar, lidar_to_town: Array, rng: np.random.Genera
     angles = np.arange(columns) * (2 * np.pi / columns)
     cos_up, sin_up = np.cos(lidar.elevations), np.sin(lidar.elevations)
     local = np.stack(
-        [np.multiply.outer(cos_up, np.cos(angles)), np.multiply.outer(cos_up, np.sin(angles)),
-         np.repeat(sin_up[:, None], columns, 1)], -1,
+        [
+            np.multiply.outer(cos_up, np.cos(angles)),
+            np.multiply.outer(cos_up, np.sin(angles)),
+            np.repeat(sin_up[:, None], columns, 1),
+        ],
+        -1,
     )
     beams = local @ lidar_to_town[:3, :3].T
     start = np.arctan2(lidar_to_town[1, 0], lidar_to_town[0, 0])
@@ -130,7 +143,11 @@ def _window(
 
 
 def _returns(
-    parts: Parts, lidar: Lidar, local: Array, best: Array, owner: npt.NDArray[np.int64],
+    parts: Parts,
+    lidar: Lidar,
+    local: Array,
+    best: Array,
+    owner: npt.NDArray[np.int64],
     rng: np.random.Generator,
 ) -> Sweep:
     """Noise, lost returns and the file's columns."""

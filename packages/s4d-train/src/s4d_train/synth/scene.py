@@ -66,7 +66,9 @@ class Scene:
         return Faces(
             np.concatenate([quads, self._static]),
             np.concatenate([normals, self._still]),
-            self._colours, self._materials, self._actor,
+            self._colours,
+            self._materials,
+            self._actor,
         )
 
     def parts(self, faces: Faces) -> Parts:

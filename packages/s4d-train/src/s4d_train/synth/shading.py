@@ -196,7 +196,11 @@ def sky_colour(light: Light, noise: Image, direction: Array) -> Image:
 
 
 def shade_faces(
-    light: Light, noise: Image, position: Array, normal: Array, colour: Array,
+    light: Light,
+    noise: Image,
+    position: Array,
+    normal: Array,
+    colour: Array,
     material: npt.NDArray[np.int64],
 ) -> Image:
     """(n, 3) lit colour of object pixels.
@@ -208,9 +212,7 @@ def shade_faces(
     x, y, z = (position[:, k].astype(np.float32) for k in range(3))
     facade = material == FACADE
     if facade.any():
-        base[facade] = _facade(
-            base[facade], noise, x[facade], y[facade], z[facade], normal[facade]
-        )
+        base[facade] = _facade(base[facade], noise, x[facade], y[facade], z[facade], normal[facade])
     leaves = material == FOLIAGE
     if leaves.any():
         speckle = _lookup(noise, x[leaves] + 0.7 * z[leaves], y[leaves] + z[leaves], 9.0)

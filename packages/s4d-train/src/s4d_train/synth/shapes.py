@@ -54,15 +54,22 @@ class ShapeBuilder:
         self._count = 0
 
     def loft(
-        self, bottom: Array, top: Array, colour: Colour, material: int = MATTE,
+        self,
+        bottom: Array,
+        top: Array,
+        colour: Colour,
+        material: int = MATTE,
         cap: Colour | None = None,
     ) -> None:
         """A convex part between two polygons (n, 3) whose corners belong together."""
         n = len(bottom)
         around = np.roll(np.arange(n), -1)
         sides = np.stack([bottom, bottom[around], top[around], top], 1)
-        fans = [ring[[0, i, i + 1, min(i + 2, n - 1)]]
-                for ring in (bottom, top) for i in range(1, n - 1, 2)]
+        fans = [
+            ring[[0, i, i + 1, min(i + 2, n - 1)]]
+            for ring in (bottom, top)
+            for i in range(1, n - 1, 2)
+        ]
         faces = np.concatenate([sides, np.stack(fans)])
         normal = _cross(faces[:, 2] - faces[:, 0], faces[:, 3] - faces[:, 1])
         outward = faces.mean(1) - (bottom.mean(0) + top.mean(0)) / 2
@@ -79,8 +86,13 @@ class ShapeBuilder:
         self._count += 1
 
     def box(
-        self, x: tuple[float, float], y: tuple[float, float], z: tuple[float, float],
-        colour: Colour, material: int = MATTE, cap: Colour | None = None,
+        self,
+        x: tuple[float, float],
+        y: tuple[float, float],
+        z: tuple[float, float],
+        colour: Colour,
+        material: int = MATTE,
+        cap: Colour | None = None,
     ) -> None:
         """An axis-aligned box from low to high in each axis."""
         ring = np.array([[x[0], y[0]], [x[1], y[0]], [x[1], y[1]], [x[0], y[1]]])
@@ -89,8 +101,13 @@ class ShapeBuilder:
         self.loft(bottom, top, colour, material, cap)
 
     def prism(
-        self, profile: Sequence[tuple[float, float]], y: tuple[float, float], colour: Colour,
-        material: int = MATTE, inset: float = 0.0, cap: Colour | None = None,
+        self,
+        profile: Sequence[tuple[float, float]],
+        y: tuple[float, float],
+        colour: Colour,
+        material: int = MATTE,
+        inset: float = 0.0,
+        cap: Colour | None = None,
     ) -> None:
         """A convex (x, z) profile drawn along y; ``inset`` narrows the points above the lowest."""
         points = np.asarray(profile, dtype=np.float64)
@@ -107,12 +124,19 @@ class ShapeBuilder:
         # The lowest flat of the polygon stands on the ground.
         reach = radius / np.cos(np.pi / sides)
         profile = [(x + reach * np.cos(a), radius + reach * np.sin(a)) for a in angle]
-        self.prism(profile, (y - width / 2, y + width / 2), (0.03, 0.03, 0.035),
-                   cap=(0.20, 0.20, 0.22))
+        self.prism(
+            profile, (y - width / 2, y + width / 2), (0.03, 0.03, 0.035), cap=(0.20, 0.20, 0.22)
+        )
 
     def column(
-        self, centre: tuple[float, float], z: tuple[float, float], radius: tuple[float, float],
-        colour: Colour, sides: int = 8, material: int = MATTE, squash: float = 1.0,
+        self,
+        centre: tuple[float, float],
+        z: tuple[float, float],
+        radius: tuple[float, float],
+        colour: Colour,
+        sides: int = 8,
+        material: int = MATTE,
+        squash: float = 1.0,
     ) -> None:
         """A vertical frustum with ``radius`` (bottom, top); ``squash`` scales it along y."""
         angle = (np.arange(sides) + 0.5) * 2 * np.pi / sides
@@ -134,6 +158,10 @@ class ShapeBuilder:
 def _cross(a: Array, b: Array) -> Array:
     """Cross product of (n, 3) arrays; plain arithmetic is faster than numpy's for small n."""
     return np.stack(
-        [a[:, 1] * b[:, 2] - a[:, 2] * b[:, 1], a[:, 2] * b[:, 0] - a[:, 0] * b[:, 2],
-         a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]], -1,
+        [
+            a[:, 1] * b[:, 2] - a[:, 2] * b[:, 1],
+            a[:, 2] * b[:, 0] - a[:, 0] * b[:, 2],
+            a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0],
+        ],
+        -1,
     )

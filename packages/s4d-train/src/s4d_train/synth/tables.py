@@ -15,8 +15,13 @@ __all__ = ["ATTRIBUTES", "TRAIN_SCENES", "VAL_SCENES", "Tables", "scene_names", 
 Row = dict[str, Any]
 
 ATTRIBUTES = (
-    "vehicle.moving", "vehicle.stopped", "vehicle.parked", "cycle.with_rider",
-    "cycle.without_rider", "pedestrian.sitting_lying_down", "pedestrian.standing",
+    "vehicle.moving",
+    "vehicle.stopped",
+    "vehicle.parked",
+    "cycle.with_rider",
+    "cycle.without_rider",
+    "pedestrian.sitting_lying_down",
+    "pedestrian.standing",
     "pedestrian.moving",
 )
 
@@ -78,14 +83,28 @@ class Tables:
         self.rows: dict[str, list[Row]] = {
             name: []
             for name in (
-                "category", "attribute", "visibility", "instance", "sensor", "calibrated_sensor",
-                "ego_pose", "log", "scene", "sample", "sample_data", "sample_annotation", "map",
+                "category",
+                "attribute",
+                "visibility",
+                "instance",
+                "sensor",
+                "calibrated_sensor",
+                "ego_pose",
+                "log",
+                "scene",
+                "sample",
+                "sample_data",
+                "sample_annotation",
+                "map",
             )
         }
         for kind in KINDS.values():
             self.rows["category"].append(
-                {"token": token("category", kind.category), "name": kind.category,
-                 "description": "synthetic"}
+                {
+                    "token": token("category", kind.category),
+                    "name": kind.category,
+                    "description": "synthetic",
+                }
             )
         for name in ATTRIBUTES:
             self.rows["attribute"].append(
@@ -106,42 +125,75 @@ class Tables:
         """A log, its calibration; returns the log's token."""
         log = token(self.seed, scene, "log")
         self.rows["log"].append(
-            {"token": log, "logfile": f"s4d-synth-{scene}", "vehicle": "s4d-synth",
-             "date_captured": "2020-01-01", "location": "singapore-onenorth"}
+            {
+                "token": log,
+                "logfile": f"s4d-synth-{scene}",
+                "vehicle": "s4d-synth",
+                "date_captured": "2020-01-01",
+                "location": "singapore-onenorth",
+            }
         )
         for camera in rig:
-            self._calibrate(scene, camera.name, camera.rotation, camera.translation,
-                            camera.intrinsic.tolist())
+            self._calibrate(
+                scene, camera.name, camera.rotation, camera.translation, camera.intrinsic.tolist()
+            )
         self._calibrate(scene, "LIDAR_TOP", LIDAR.rotation, LIDAR.translation, [])
         return log
 
     def _calibrate(
-        self, scene: str, name: str, rotation: Array, translation: Array,
+        self,
+        scene: str,
+        name: str,
+        rotation: Array,
+        translation: Array,
         intrinsic: list[list[float]],
     ) -> None:
         self.rows["calibrated_sensor"].append(
-            {"token": token(self.seed, scene, "calibrated", name),
-             "sensor_token": token("sensor", name),
-             "translation": [float(v) for v in translation],
-             "rotation": matrix_to_quaternion(rotation), "camera_intrinsic": intrinsic}
+            {
+                "token": token(self.seed, scene, "calibrated", name),
+                "sensor_token": token("sensor", name),
+                "translation": [float(v) for v in translation],
+                "rotation": matrix_to_quaternion(rotation),
+                "camera_intrinsic": intrinsic,
+            }
         )
 
     def add_data(
-        self, scene: str, name: str, sample: str, stamp: int, filename: str, pose: Array,
-        size: tuple[int, int], key_frame: bool = True,
+        self,
+        scene: str,
+        name: str,
+        sample: str,
+        stamp: int,
+        filename: str,
+        pose: Array,
+        size: tuple[int, int],
+        key_frame: bool = True,
     ) -> None:
         """One sensor reading and its ego pose (4, 4)."""
         key = token(self.seed, scene, "data", name, stamp)
         self.rows["ego_pose"].append(
-            {"token": key, "timestamp": stamp, "rotation": matrix_to_quaternion(pose[:3, :3]),
-             "translation": [float(v) for v in pose[:3, 3]]}
+            {
+                "token": key,
+                "timestamp": stamp,
+                "rotation": matrix_to_quaternion(pose[:3, :3]),
+                "translation": [float(v) for v in pose[:3, 3]],
+            }
         )
         self.rows["sample_data"].append(
-            {"token": key, "sample_token": sample, "ego_pose_token": key,
-             "calibrated_sensor_token": token(self.seed, scene, "calibrated", name),
-             "timestamp": stamp, "fileformat": "pcd" if name == "LIDAR_TOP" else "jpg",
-             "is_key_frame": key_frame, "height": size[1], "width": size[0],
-             "filename": filename, "prev": "", "next": ""}
+            {
+                "token": key,
+                "sample_token": sample,
+                "ego_pose_token": key,
+                "calibrated_sensor_token": token(self.seed, scene, "calibrated", name),
+                "timestamp": stamp,
+                "fileformat": "pcd" if name == "LIDAR_TOP" else "jpg",
+                "is_key_frame": key_frame,
+                "height": size[1],
+                "width": size[0],
+                "filename": filename,
+                "prev": "",
+                "next": "",
+            }
         )
 
     @staticmethod

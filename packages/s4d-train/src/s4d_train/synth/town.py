@@ -25,8 +25,14 @@ PAVEMENT = 4.0
 CROSSING = (0.8, 4.0)
 """A zebra crossing lies this far before the crossing street's kerb."""
 
-_BRICKS = [(0.45, 0.22, 0.16), (0.62, 0.56, 0.46), (0.50, 0.50, 0.52), (0.70, 0.66, 0.60),
-           (0.34, 0.38, 0.44), (0.58, 0.42, 0.30)]
+_BRICKS = [
+    (0.45, 0.22, 0.16),
+    (0.62, 0.56, 0.46),
+    (0.50, 0.50, 0.52),
+    (0.70, 0.66, 0.60),
+    (0.34, 0.38, 0.44),
+    (0.58, 0.42, 0.30),
+]
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,9 @@ class Town:
 
 
 def _fill_block(
-    b: ShapeBuilder, rng: np.random.Generator, corner: tuple[float, float],
+    b: ShapeBuilder,
+    rng: np.random.Generator,
+    corner: tuple[float, float],
     block: tuple[float, float],
 ) -> None:
     """Buildings along the four sides of one block, trees and posts on its pavement."""
@@ -96,7 +104,10 @@ def _fill_block(
 
 
 def _furnish(
-    b: ShapeBuilder, rng: np.random.Generator, side: int, corner: tuple[float, float],
+    b: ShapeBuilder,
+    rng: np.random.Generator,
+    side: int,
+    corner: tuple[float, float],
     block: tuple[float, float],
 ) -> None:
     """Trees and lamp posts along one side, 0.9 m behind the kerb."""

@@ -44,8 +44,14 @@ def plan_ego(town: Town, rng: Rng, duration: float) -> Motion:
     position[axis] = -sign * float(rng.uniform(15, 60))
     turns = [int(rng.choice([-1, 0, 1], p=[0.35, 0.3, 0.35])) for _ in range(4)]
     cruise = float(rng.uniform(5.0, 11.0))
-    path = lane_path(town, (position[0], position[1]), heading,
-                     LANES[int(rng.integers(2))], 14.0 * duration + 200.0, turns)
+    path = lane_path(
+        town,
+        (position[0], position[1]),
+        heading,
+        LANES[int(rng.integers(2))],
+        14.0 * duration + 200.0,
+        turns,
+    )
     stop = None
     if rng.random() < 0.3:
         stop = (float(rng.uniform(20, 60)), float(rng.uniform(2, 5)))
@@ -75,12 +81,24 @@ class Traffic:
 
         for _ in range(max(1, count(1.5))):
             self._work_zone()
-        for name, mean in (("bus", 2.0), ("truck", 1.8), ("trailer", 1.8), ("car", 5.5),
-                           ("motorcycle", 2.8), ("bicycle", 2.8)):
+        for name, mean in (
+            ("bus", 2.0),
+            ("truck", 1.8),
+            ("trailer", 1.8),
+            ("car", 5.5),
+            ("motorcycle", 2.8),
+            ("bicycle", 2.8),
+        ):
             for _ in range(count(mean)):
                 self._driver(name)
-        for name, mean in (("trailer", 1.6), ("truck", 1.4), ("bus", 1.0), ("car", 5.0),
-                           ("motorcycle", 2.2), ("bicycle", 2.4)):
+        for name, mean in (
+            ("trailer", 1.6),
+            ("truck", 1.4),
+            ("bus", 1.0),
+            ("car", 5.0),
+            ("motorcycle", 2.2),
+            ("bicycle", 2.4),
+        ):
             for _ in range(count(mean)):
                 self._parked(name)
         for _ in range(count(9.0)):
@@ -89,8 +107,14 @@ class Traffic:
             self._crosser()
 
     def _add(
-        self, name: str, motion: Motion, resting: str, moving: str,
-        size: tuple[float, float, float] | None = None, ridden: bool = True, gap: float = 0.35,
+        self,
+        name: str,
+        motion: Motion,
+        resting: str,
+        moving: str,
+        size: tuple[float, float, float] | None = None,
+        ridden: bool = True,
+        gap: float = 0.35,
     ) -> bool:
         """Keep the actor unless it comes closer than ``gap`` to another one."""
         size = size or draw_size(name, self.rng, ridden)
@@ -145,8 +169,14 @@ class Traffic:
             start[axis] -= sign * back
             turning = name in ("car", "motorcycle") and rng.random() < 0.35
             turns = [0] * int(rng.integers(4)) + [int(rng.choice([-1, 1]))] if turning else []
-            path = lane_path(self.town, (start[0], start[1]), heading, lane,
-                             back + cruise * (self.duration - time) + 120.0, turns)
+            path = lane_path(
+                self.town,
+                (start[0], start[1]),
+                heading,
+                lane,
+                back + cruise * (self.duration - time) + 120.0,
+                turns,
+            )
             stop = None
             if rng.random() < 0.3:
                 stop = (back + float(rng.uniform(-10, 20)), float(rng.uniform(3, 12)))
@@ -196,8 +226,9 @@ class Traffic:
             if cycle:
                 angle += float(rng.uniform(-1.2, 1.2))
             attribute = "cycle.without_rider" if cycle else "vehicle.parked"
-            if self._add(name, Motion.standing(x, y, angle), attribute, attribute,
-                         ridden=not cycle):
+            if self._add(
+                name, Motion.standing(x, y, angle), attribute, attribute, ridden=not cycle
+            ):
                 return
 
     def _walker(self) -> None:
@@ -250,8 +281,9 @@ class Traffic:
 
             # The whole zone must be clear of what drives by.
             digger = Motion.standing(x, y, angle + float(rng.choice([0.0, np.pi])))
-            if not self._add("construction_vehicle", digger, "vehicle.stopped", "vehicle.moving",
-                             gap=0.2):
+            if not self._add(
+                "construction_vehicle", digger, "vehicle.stopped", "vehicle.moving", gap=0.2
+            ):
                 continue
             spacing = float(rng.uniform(2.2, 3.5))
             for k in range(int(rng.integers(3, 7))):

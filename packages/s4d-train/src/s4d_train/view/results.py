@@ -25,8 +25,14 @@ Array = npt.NDArray[Any]
 
 
 def view_results(
-    index: DriveIndex, results: str | Path, out: str | Path, *, split: str | None = None,
-    min_score: float = 0.3, root: str | Path | None = None, frames: int | None = None,
+    index: DriveIndex,
+    results: str | Path,
+    out: str | Path,
+    *,
+    split: str | None = None,
+    min_score: float = 0.3,
+    root: str | Path | None = None,
+    frames: int | None = None,
     progress: bool = True,
 ) -> Path:
     """Write ``out`` (.mp4, .gif, or a folder of PNGs) of every frame of a split with results.
@@ -87,15 +93,20 @@ def _view(
         for name in index.camera_file[row]
     ]
     cameras = [
-        Camera(k, e) for k, e in zip(index.camera_intrinsic[row], index.lidar2camera[row],
-                                     strict=True)
+        Camera(k, e)
+        for k, e in zip(index.camera_intrinsic[row], index.lidar2camera[row], strict=True)
     ]
     frame = Frame(images, float(index.timestamp[row]) * 1e-6, lidar2global, cameras)
     points = load_points(data / index.lidar_file[row].decode())
     title = f"{index.scenes[index.scene[row]]}  frame {index.frame[row]}"
     objects = _objects(boxes, inverse(lidar2global), min_score)
     return View(
-        frame, index.cameras, objects, _truth(index, row), points, title=title,
+        frame,
+        index.cameras,
+        objects,
+        _truth(index, row),
+        points,
+        title=title,
         note=f"{len(objects)} boxes of score >= {min_score:g}",
     )
 
@@ -117,7 +128,8 @@ def _objects(boxes: list[dict[str, Any]], global2lidar: Array, min_score: float)
     return Objects(
         np.concatenate([centre, size, yaw, velocity @ turn.T], 1),
         [str(b.get("detection_name", b.get("tracking_name", ""))) for b in kept],
-        np.array([_score(b) for b in kept]), np.array(ids, dtype=np.int64),
+        np.array([_score(b) for b in kept]),
+        np.array(ids, dtype=np.int64),
     )
 
 

@@ -23,8 +23,11 @@ Array = npt.NDArray[Any]
 
 
 def draw_sample(
-    sample: Sample, camera_names: Sequence[str], class_names: Sequence[str],
-    points: Array | None = None, title: str = "",
+    sample: Sample,
+    camera_names: Sequence[str],
+    class_names: Sequence[str],
+    points: Array | None = None,
+    title: str = "",
 ) -> Image.Image:
     """All images after every augmentation with the boxes of the sample, beside a BEV.
 
@@ -38,7 +41,9 @@ def draw_sample(
     boxes = sample.boxes.double().numpy()
     objects = Objects(
         np.column_stack([boxes, np.zeros(len(boxes))]),
-        [class_names[i] for i in sample.labels.tolist()], None, sample.track_ids.numpy(),
+        [class_names[i] for i in sample.labels.tolist()],
+        None,
+        sample.track_ids.numpy(),
     )
     note = f"{len(boxes)} objects"
     return Renderer().draw(
