@@ -21,10 +21,9 @@ def main() -> int:
     options = parser.parse_args()
 
     from s4d_core import Sparse4DConfig
-    from s4d_runtime import read_artifact
-
     from s4d_export import random_frames
     from s4d_export.rollout import EngineRunner
+    from s4d_runtime import read_artifact
 
     runners = []
     for path in options.artifacts:
