@@ -42,7 +42,7 @@ find_package(CUDAToolkit REQUIRED)
 file(GLOB_RECURSE S4D_CUDA_CORE CONFIGURE_DEPENDS csrc/core/*.cu)
 add_library(s4d_core_cuda STATIC ${S4D_CUDA_CORE})
 target_include_directories(s4d_core_cuda PUBLIC csrc)
-target_link_libraries(s4d_core_cuda PUBLIC CUDA::cudart_static)
+target_link_libraries(s4d_core_cuda PUBLIC s4d_core_cpu CUDA::cudart_static)
 target_compile_options(s4d_core_cuda PRIVATE
   $<$<COMPILE_LANGUAGE:CUDA>:-Xfatbin=-compress-all>)
 

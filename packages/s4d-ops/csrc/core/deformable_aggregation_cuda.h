@@ -16,7 +16,6 @@ struct AggregationTuning {
   int chunk_points = 0;  // visible points staged in shared memory at a time
   int vectors_per_lane = 0;  // 1 or 2 (fp32 with more than 128 channels)
   int lanes = 0;             // 8, 16 or 32 lanes (times 16 bytes) of one row in a block
-  int prefetch = -1;         // 0 or 1: ask an anchor's weights into L2 before visibility is known
 };
 
 // Empty string on success, else one sentence. The result is bit-equal from run to run: no atomics,

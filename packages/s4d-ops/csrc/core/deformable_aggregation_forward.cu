@@ -23,7 +23,6 @@ struct ForwardArgs {
   int levels;
   int slice_groups;      // groups that a slice of channels touches, from its first one on
   bool four_weights;     // weights can be read as float4
-  int64_t prefetch_bytes;  // of an anchor's weights, asked into L2 while locations are read; or 0
   Divisor by_points, by_levels, by_weights, by_slice_groups, by_group_vectors;
 };
 
@@ -182,11 +181,6 @@ __global__ void __launch_bounds__(kMaxThreads, 4)
     const uint4* rows =
         static_cast<const uint4*>(call.features) + sample * shape.rows * args.vectors;
     const int64_t first_pair = item * pairs;
-    const char* anchor_weights =
-        static_cast<const char*>(call.weights) + item * args.prefetch_bytes;
-    for (int64_t i = 128 * thread; i < args.prefetch_bytes; i += 128 * blockDim.x) {
-      asm volatile("prefetch.global.L2 [%0];" : : "l"(anchor_weights + i));
-    }
     float sum[kVectors][kSize] = {};
 
     for (uint32_t scanned = 0; scanned < pairs; scanned += blockDim.x) {
@@ -287,11 +281,6 @@ std::string launch(ForwardArgs& args, const AggregationTuning& tuning, bool* tak
   const bool few = shape.batch * shape.anchors <= kFewItems;
   const int wide = few && kLanes == 32 ? 256 : 128;
   const int threads = tuning.threads > 0 ? tuning.threads : wide;
-  // There, too, latency counts more than the bytes of weights that are not needed.
-  if (tuning.prefetch >= 0 ? tuning.prefetch == 1 : few) {
-    args.prefetch_bytes = shape.points * shape.views * shape.levels * shape.groups *
-                          static_cast<int64_t>(size_of(args.call.weight_type));
-  }
   const int64_t point_bytes =
       shape.levels * static_cast<int64_t>(sizeof(Entry)) + shape.levels * groups * 4;
   int64_t chunk = kStagedBytes / point_bytes;
