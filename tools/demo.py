@@ -41,7 +41,9 @@ def main() -> None:
         print_metrics(artifact, world, options.out / "metrics")
     pictures = results / "pictures"
     seconds = time.perf_counter() - began
-    print(f"\nThe boxes are in {results}, the pictures and the film in {pictures} ({seconds:.0f} s).")
+    print(
+        f"\nThe boxes are in {results}, the pictures and the film in {pictures} ({seconds:.0f} s)."
+    )
 
 
 def synthetic_drive(out: Path, frames: int) -> Path:
