@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <string>
 
-#include "deformable_aggregation_cuda.h"
+#include "deformable_aggregation.h"
 
 namespace s4d::cuda {
 
@@ -257,8 +257,7 @@ std::string launch_general_forward(const AggregationForward& args);
 std::string launch_general_backward(const AggregationBackward& args, void* sums,
                                     const float* maxima);
 // 16-byte kernels. `*taken` stays false where the shape does not fit them.
-std::string launch_vector_forward(const AggregationForward& args, const AggregationTuning& tuning,
-                                  bool* taken);
+std::string launch_vector_forward(const AggregationForward& args, bool* taken);
 std::string launch_vector_backward(const AggregationBackward& args, void* sums,
                                    const float* maxima, bool* taken);
 

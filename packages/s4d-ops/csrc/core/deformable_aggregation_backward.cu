@@ -208,7 +208,9 @@ __device__ inline void zero_small_gradients(const BackwardArgs& args, int64_t it
   const int64_t size = pairs * per_point;
   if (call.grad_weights != nullptr && args.wide_zeros != 0) {
     uint4* to = static_cast<uint4*>(call.grad_weights) + item * args.wide_zeros;
-    for (int64_t i = threadIdx.x; i < args.wide_zeros; i += kThreads) to[i] = make_uint4(0, 0, 0, 0);
+    for (int64_t i = threadIdx.x; i < args.wide_zeros; i += kThreads) {
+      to[i] = make_uint4(0, 0, 0, 0);
+    }
   } else if (call.grad_weights != nullptr) {
     for (int64_t i = threadIdx.x; i < size; i += kThreads) {
       store_float(call.grad_weights, first_pair * per_point + i, call.weight_type, 0.0f);
@@ -222,7 +224,8 @@ __device__ inline void zero_small_gradients(const BackwardArgs& args, int64_t it
 }
 
 template <typename Feature, int kVectors>
-__global__ void __launch_bounds__(kThreads, kVectors > 2 ? 2 : 3) backward_kernel(const __grid_constant__ BackwardArgs args) {
+__global__ void __launch_bounds__(kThreads, kVectors > 2 ? 2 : 3)
+    backward_kernel(const __grid_constant__ BackwardArgs args) {
   constexpr int kSize = Vector<Feature>::kSize;
   extern __shared__ uint4 memory[];
   __shared__ int scratch[kThreads / 32];

@@ -162,8 +162,7 @@ std::string backward(const AggregationBackward& call) {
 }  // namespace
 }  // namespace cuda
 
-std::string aggregation_forward_cuda(const AggregationForward& call,
-                                     const AggregationTuning& tuning) {
+std::string aggregation_forward_cuda(const AggregationForward& call) {
   const AggregationShape& shape = call.shape;
   std::string error = cuda::check_types(call.feature_type, call.location_type, call.weight_type);
   if (!error.empty()) return error;
@@ -174,7 +173,7 @@ std::string aggregation_forward_cuda(const AggregationForward& call,
                       static_cast<cudaStream_t>(call.stream));
   }
   bool taken = false;
-  error = cuda::launch_vector_forward(call, tuning, &taken);
+  error = cuda::launch_vector_forward(call, &taken);
   if (!error.empty() || taken) return error;
   return cuda::launch_general_forward(call);
 }

@@ -10,31 +10,22 @@
 
 namespace s4d {
 
-// How the fast kernels are cut. Zero takes the default; benchmarks try others.
-struct AggregationTuning {
-  int threads = 0;       // per block, a multiple of 32 up to 256
-  int chunk_points = 0;  // visible points staged in shared memory at a time
-  int vectors_per_lane = 0;  // 1 or 2 (fp32 with more than 128 channels)
-  int lanes = 0;             // 8, 16 or 32 lanes (times 16 bytes) of one row in a block
-};
-
 // Empty string on success, else one sentence. The result is bit-equal from run to run: no atomics,
 // a fixed order of summation. A level that does not lie inside the feature rows contributes
 // nothing (the level tables are on the device, so the host cannot refuse them).
-std::string aggregation_forward_cuda(const AggregationForward& args,
-                                     const AggregationTuning& tuning = {});
+std::string aggregation_forward_cuda(const AggregationForward& args);
 
 // Bytes of device scratch memory that aggregation_backward_cuda needs in args.workspace (16-byte
 // aligned). 0 for fp32 features without `deterministic`; 4 bytes per feature element for fp16 and
 // bf16 features, whose gradient is summed in fp32; 8 bytes per element with `deterministic`.
 int64_t aggregation_backward_workspace(const AggregationBackward& args);
 
-// Every element of every wanted gradient is written. Gradients of locations and weights are
-// bit-equal from run to run. Gradients of features are summed with atomics in an order that
-// varies, unless args.deterministic: then sums are formed in 64-bit integers (fixed point with a
-// step of at most 2^-59 * A * P * N * L * max|weights| * max|grad_output|, or 2^-120 if that is
-// less), whose result does not depend on order. If weights or grad_output hold a NaN or an infinity, the deterministic gradient of
-// features is NaN everywhere.
+// Every element of every wanted gradient is written. Gradients of locations and weights are bit-
+// equal from run to run. Gradients of features are summed with atomics in an order that varies,
+// unless args.deterministic: then sums are formed in 64-bit integers (fixed point with a step of
+// at most 2^-59 * A * P * N * L * max|weights| * max|grad_output|, or 2^-120 if that is more),
+// whose result does not depend on order. If weights or grad_output hold a NaN or an infinity, the
+// deterministic gradient of features is NaN everywhere.
 std::string aggregation_backward_cuda(const AggregationBackward& args);
 
 }  // namespace s4d

@@ -1,11 +1,12 @@
 // Deformable aggregation, forward, with 16-byte loads.
 //
-// One block computes one anchor of one sample, for one slice of its channels. It scans the (view, point) pairs once, keeps the visible ones in order, and stages for a
-// few of them at a time what every channel shares: for each (level, point) the vector offset of
-// the four neighbours and their bilinear shares, and the weights in fp32. Then each warp takes
-// (level, point) entries in turn; its lanes read neighbouring channels, eight 16-byte loads in
-// flight each. Entries run level by level and view by view, so the rows that close points share
-// are still in L1. The warps' sums are added in a fixed order at the end.
+// One block computes one anchor of one sample, for one slice of its channels. It scans the (view,
+// point) pairs once, keeps the visible ones in order, and stages for a few of them at a time what
+// every channel shares: for each (level, point) the vector offset of the four neighbours and their
+// bilinear shares, and the weights in fp32. Then each warp takes (level, point) entries in turn;
+// its lanes read neighbouring channels, eight 16-byte loads in flight each. Entries run level by
+// level and view by view, so the rows that close points share are still in L1. The warps' sums are
+// added in a fixed order at the end.
 #include "deformable_aggregation.cuh"
 
 namespace s4d::cuda {
@@ -94,52 +95,45 @@ __device__ inline void stage_weights(const ForwardArgs& args, const VisiblePoint
   }
 }
 
-// One sample of kVectors * kSize channels: eight loads (of 16 bytes) a lane for two vectors.
-template <typename Feature, int kVectors>
+// One sample of kSize channels: four loads of 16 bytes.
+template <typename Feature>
 struct Corners {
-  uint4 raw[4][kVectors];
+  uint4 raw[4];
   float4 share;
-  float weight[kVectors];
+  float weight;
 
-  __device__ void load(const Entry& entry, const uint4* row, const uint32_t (&vector)[kVectors],
-                       const float* weights, const uint32_t (&group)[kVectors]) {
-    const uint4* at = row + entry.base;
-#pragma unroll
-    for (int j = 0; j < kVectors; ++j) {
-      const uint4* up = at + vector[j];
-      const uint4* down = up + entry.step_y;
-      raw[0][j] = __ldg(up);
-      raw[1][j] = __ldg(up + entry.step_x);
-      raw[2][j] = __ldg(down);
-      raw[3][j] = __ldg(down + entry.step_x);
-      weight[j] = weights[entry.weight + group[j]];
-    }
+  // `rows` and `weights` point at this lane's vector and group.
+  __device__ void load(const Entry& entry, const uint4* rows, const float* weights) {
+    const uint4* up = rows + entry.base;
+    const uint4* down = up + entry.step_y;
+    raw[0] = __ldg(up);
+    raw[1] = __ldg(up + entry.step_x);
+    raw[2] = __ldg(down);
+    raw[3] = __ldg(down + entry.step_x);
+    weight = weights[entry.weight];
     share = entry.share;
   }
 
-  __device__ void add_to(float (&sum)[kVectors][Vector<Feature>::kSize]) const {
+  __device__ void add_to(float (&sum)[Vector<Feature>::kSize]) const {
     constexpr int kSize = Vector<Feature>::kSize;
     const float shares[4] = {share.x, share.y, share.z, share.w};
+    float sample[kSize], value[kSize];
 #pragma unroll
-    for (int j = 0; j < kVectors; ++j) {
-      float sample[kSize], value[kSize];
+    for (int k = 0; k < 4; ++k) {
+      Vector<Feature>::unpack(raw[k], value);
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        Vector<Feature>::unpack(raw[k][j], value);
-#pragma unroll
-        for (int i = 0; i < kSize; ++i) {
-          sample[i] = k == 0 ? shares[0] * value[i] : fmaf(shares[k], value[i], sample[i]);
-        }
+      for (int i = 0; i < kSize; ++i) {
+        sample[i] = k == 0 ? shares[0] * value[i] : fmaf(shares[k], value[i], sample[i]);
       }
-#pragma unroll
-      for (int i = 0; i < kSize; ++i) sum[j][i] = fmaf(weight[j], sample[i], sum[j][i]);
     }
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) sum[i] = fmaf(weight, sample[i], sum[i]);
   }
 };
 
 // Shared memory: the level table, visible points of one scan round, then staged entries and
 // weights; the last area is reused for the sums of the warps.
-template <typename Feature, int kLanes, int kVectors>
+template <typename Feature, int kLanes>
 __global__ void __launch_bounds__(kMaxThreads, 4)
     forward_kernel(const __grid_constant__ ForwardArgs args) {
   constexpr int kSize = Vector<Feature>::kSize;
@@ -164,14 +158,10 @@ __global__ void __launch_bounds__(kMaxThreads, 4)
   const uint32_t first_group =
       args.slice_groups == shape.groups
           ? 0
-          : args.by_group_vectors.divide(blockIdx.y * kVectors * kLanes);
-  uint32_t vector[kVectors], group[kVectors];
-#pragma unroll
-  for (int j = 0; j < kVectors; ++j) {
-    const uint32_t slot = (blockIdx.y * kVectors + j) * kLanes + lane % kLanes;
-    vector[j] = slot < args.vectors ? slot : args.vectors - 1;
-    group[j] = args.by_group_vectors.divide(vector[j]) - first_group;
-  }
+          : args.by_group_vectors.divide(blockIdx.y * kLanes);
+  const uint32_t slot = blockIdx.y * kLanes + lane % kLanes;
+  const uint32_t vector = slot < args.vectors ? slot : args.vectors - 1;
+  const float* lane_weights = weights + args.by_group_vectors.divide(vector) - first_group;
   // Visible to all after the first barrier of the scan.
   stage_levels(call.spatial_shapes, call.level_start_index, call.index_type, shape, maps);
 
@@ -179,9 +169,9 @@ __global__ void __launch_bounds__(kMaxThreads, 4)
   for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
     const int64_t sample = item / shape.anchors;
     const uint4* rows =
-        static_cast<const uint4*>(call.features) + sample * shape.rows * args.vectors;
+        static_cast<const uint4*>(call.features) + sample * shape.rows * args.vectors + vector;
     const int64_t first_pair = item * pairs;
-    float sum[kVectors][kSize] = {};
+    float sum[kSize] = {};
 
     for (uint32_t scanned = 0; scanned < pairs; scanned += blockDim.x) {
       VisiblePoint mine = {0, 0, -1.0f, -1.0f};
@@ -213,18 +203,16 @@ __global__ void __launch_bounds__(kMaxThreads, 4)
         stage_weights(args, visible + begin, points, first_pair, first_group, weights);
         __syncthreads();
         int i = warp * kRowsPerWarp + lane / kLanes;
-        if constexpr (kVectors == 1) {
-          for (; i + stride < total; i += 2 * stride) {
-            Corners<Feature, 1> one, two;
-            one.load(entries[i], rows, vector, weights, group);
-            two.load(entries[i + stride], rows, vector, weights, group);
-            one.add_to(sum);
-            two.add_to(sum);
-          }
+        for (; i + stride < total; i += 2 * stride) {
+          Corners<Feature> one, two;
+          one.load(entries[i], rows, lane_weights);
+          two.load(entries[i + stride], rows, lane_weights);
+          one.add_to(sum);
+          two.add_to(sum);
         }
-        for (; i < total; i += stride) {
-          Corners<Feature, kVectors> one;
-          one.load(entries[i], rows, vector, weights, group);
+        if (i < total) {
+          Corners<Feature> one;
+          one.load(entries[i], rows, lane_weights);
           one.add_to(sum);
         }
       }
@@ -233,20 +221,17 @@ __global__ void __launch_bounds__(kMaxThreads, 4)
 
     // Rows of a warp, then warps, in order.
 #pragma unroll
-    for (int j = 0; j < kVectors; ++j) {
+    for (int i = 0; i < kSize; ++i) {
 #pragma unroll
-      for (int i = 0; i < kSize; ++i) {
-#pragma unroll
-        for (int offset = kLanes; offset < 32; offset *= 2) {
-          sum[j][i] += __shfl_xor_sync(0xffffffffu, sum[j][i], offset);
-        }
-        if (lane < kLanes) partial[((warp * kVectors + j) * kSize + i) * kLanes + lane] = sum[j][i];
+      for (int offset = kLanes; offset < 32; offset *= 2) {
+        sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], offset);
       }
+      if (lane < kLanes) partial[(warp * kSize + i) * kLanes + lane] = sum[i];
     }
     __syncthreads();
-    constexpr int kChannels = kVectors * kSize * kLanes;
+    constexpr int kChannels = kSize * kLanes;
     for (int i = thread; i < kChannels; i += blockDim.x) {
-      const int at = (i / (kLanes * kSize) * kSize + i % kSize) * kLanes + i / kSize % kLanes;
+      const int at = i % kSize * kLanes + i / kSize;
       float result = 0.0f;
       for (int w = 0; w < warps; ++w) result += partial[w * kChannels + at];
       const int64_t channel = static_cast<int64_t>(blockIdx.y) * kChannels + i;
@@ -258,10 +243,10 @@ __global__ void __launch_bounds__(kMaxThreads, 4)
   }
 }
 
-template <typename Feature, int kLanes, int kVectors = 1>
-std::string launch(ForwardArgs& args, const AggregationTuning& tuning, bool* taken) {
+template <typename Feature, int kLanes>
+std::string launch(ForwardArgs& args, bool* taken) {
   const AggregationShape& shape = args.call.shape;
-  const uint32_t slice = kLanes * kVectors;
+  constexpr uint32_t slice = kLanes;
   const uint32_t group_vectors = args.by_group_vectors.value;
   int64_t groups = shape.groups;
   if (slice % group_vectors == 0 && shape.groups % (slice / group_vectors) == 0) {
@@ -279,12 +264,10 @@ std::string launch(ForwardArgs& args, const AggregationTuning& tuning, bool* tak
   // A call of few anchors takes as long as its most visible anchor: more warps on each. With many
   // anchors smaller blocks wait less at barriers. (Measured on an H200.)
   const bool few = shape.batch * shape.anchors <= kFewItems;
-  const int wide = few && kLanes == 32 ? 256 : 128;
-  const int threads = tuning.threads > 0 ? tuning.threads : wide;
+  const int threads = few && kLanes == 32 ? kMaxThreads : 128;
   const int64_t point_bytes =
       shape.levels * static_cast<int64_t>(sizeof(Entry)) + shape.levels * groups * 4;
   int64_t chunk = kStagedBytes / point_bytes;
-  if (tuning.chunk_points > 0) chunk = tuning.chunk_points;
   chunk = chunk < 1 ? 1 : (chunk > kStagedPoints ? kStagedPoints : chunk);
   int64_t staged = chunk * point_bytes;
   const int64_t sums = int64_t{4} * (threads / 32) * slice * Vector<Feature>::kSize;
@@ -297,30 +280,25 @@ std::string launch(ForwardArgs& args, const AggregationTuning& tuning, bool* tak
   const int64_t items = shape.batch * shape.anchors;
   const dim3 grid(static_cast<uint32_t>(items < 0x7fffffff ? items : 0x7fffffff),
                   (args.vectors + slice - 1) / slice);
-  forward_kernel<Feature, kLanes, kVectors>
+  forward_kernel<Feature, kLanes>
       <<<grid, threads, bytes, static_cast<cudaStream_t>(args.call.stream)>>>(args);
   return status(cudaGetLastError(), "deformable aggregation forward");
 }
 
 template <typename Feature>
-std::string launch_lanes(ForwardArgs& args, const AggregationTuning& tuning, bool* taken) {
+std::string launch_lanes(ForwardArgs& args, bool* taken) {
   const bool few = args.call.shape.batch * args.call.shape.anchors <= kFewItems;
-  const uint32_t halved = few && Vector<Feature>::kSize == 8 ? 16 : 32;
-  const uint32_t lanes = tuning.lanes > 0 ? tuning.lanes : halved;
-  if (args.vectors <= 8 || lanes == 8) return launch<Feature, 8>(args, tuning, taken);
-  if (args.vectors <= 16 || lanes == 16) return launch<Feature, 16>(args, tuning, taken);
-  if constexpr (Vector<Feature>::kSize == 4) {
-    if (args.vectors > 32 && tuning.vectors_per_lane == 2) {
-      return launch<Feature, 32, 2>(args, tuning, taken);
-    }
+  if (args.vectors <= 8) return launch<Feature, 8>(args, taken);
+  // Half types: two slices, for work that spreads more evenly.
+  if (args.vectors <= 16 || (few && Vector<Feature>::kSize == 8)) {
+    return launch<Feature, 16>(args, taken);
   }
-  return launch<Feature, 32>(args, tuning, taken);
+  return launch<Feature, 32>(args, taken);
 }
 
 }  // namespace
 
-std::string launch_vector_forward(const AggregationForward& call, const AggregationTuning& tuning,
-                                  bool* taken) {
+std::string launch_vector_forward(const AggregationForward& call, bool* taken) {
   *taken = false;
   const AggregationShape& shape = call.shape;
   if (!fits_vectors(shape, call.feature_type, call.features)) return {};
@@ -333,10 +311,10 @@ std::string launch_vector_forward(const AggregationForward& call, const Aggregat
   args.by_levels = Divisor(shape.levels);
   args.by_group_vectors = Divisor(args.vectors / static_cast<uint32_t>(shape.groups));
   switch (call.feature_type) {
-    case DType::f32: return launch_lanes<float>(args, tuning, taken);
-    case DType::f16: return launch_lanes<__half>(args, tuning, taken);
-    case DType::bf16: return launch_lanes<__nv_bfloat16>(args, tuning, taken);
-    case DType::i8: return launch_lanes<int8_t>(args, tuning, taken);
+    case DType::f32: return launch_lanes<float>(args, taken);
+    case DType::f16: return launch_lanes<__half>(args, taken);
+    case DType::bf16: return launch_lanes<__nv_bfloat16>(args, taken);
+    case DType::i8: return launch_lanes<int8_t>(args, taken);
     default: return {};
   }
 }
