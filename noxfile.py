@@ -162,6 +162,21 @@ def no_torch(session: nox.Session) -> None:
 
 
 @nox.session
+def tensorrt(session: nox.Session) -> None:
+    """The TensorRT plugin, compiled against TensorRT 10 headers from a public wheel; its tests."""
+    headers = ROOT / "build" / "tensorrt-headers" / "10"
+    source = ROOT / "packages" / "s4d-ops"
+    if not headers.exists():
+        fetch = source / "tools" / "fetch_tensorrt_headers.py"
+        session.run_install("python", str(fetch), "--target", str(headers))
+    settings = {"S4D_TORCH": "OFF", "S4D_TENSORRT": "ON", "S4D_CUDA_ARCHITECTURES": "90"}
+    settings["S4D_TENSORRT_INCLUDE_DIR"] = str(headers)
+    session.install("--quiet", f"{source}[test]", env=settings)
+    with session.chdir(source):
+        session.run("pytest", "-q", "-m", "not gpu", "-k", "tensorrt", "tests", env=settings)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """The CPU benchmarks of all packages as Markdown tables (the GPU's: tools/gpu_check.sh)."""
     install(session, *EVERYTHING)
