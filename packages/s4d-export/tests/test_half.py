@@ -50,7 +50,7 @@ def test_the_plan_decides_the_types(halved):
             assert kind == half, name
         if any(part in module for part in ("anchor_encoder", "refinement", "key_points")):
             assert kind == full, name
-        if operator.startswith(("Exp", "Atan", "TopK")):
+        if operator.startswith(("Exp", "TopK")):
             assert kind == full, name
         if operator.startswith("DeformableAggregation"):
             assert kind == half, name

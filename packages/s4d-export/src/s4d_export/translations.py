@@ -17,6 +17,19 @@ __all__ = ["translation_table"]
 # Added to the scores of masked keys. exp(-1e4) is zero in float32 and float16, so the result is
 # the same as with minus infinity, and the number fits in float16 (largest 65504).
 MASKED_SCORE = -1e4
+# atan(r) / r in powers of r^2 on 0..1: interpolated at Chebyshev nodes, error below 1e-8.
+ATAN_SERIES = (
+    0.999999998,
+    -0.333332823,
+    0.199982306,
+    -0.142615737,
+    0.10940199,
+    -0.0837206395,
+    0.0574635578,
+    -0.0307175089,
+    0.0106807194,
+    -0.00174370114,
+)
 
 
 def _constant_like(value: float, like: Any) -> Any:
@@ -56,15 +69,25 @@ def _scaled_dot_product_attention(
 
 
 def _atan2(self: Any, other: Any) -> Any:
-    """atan2(y, x) on all quadrants; y = 0 with x < 0 gives +pi, as in torch; (0, 0) gives 0."""
+    """atan2(y, x) on all quadrants; y = 0 with x < 0 gives +pi, as in torch; (0, 0) gives 0.
+
+    By polynomial, since ONNX Runtime has no Atan on CUDA and would take the last step of a frame
+    back to the host. Within 4e-7 of the true angle in float32.
+    """
     zero = _constant_like(0.0, self)
-    half_turn = op.Where(
-        op.Less(self, zero), _constant_like(-math.pi, self), _constant_like(math.pi, self)
+    y, x = op.Abs(self), op.Abs(other)
+    larger = op.Max(x, y)
+    ratio = op.Div(
+        op.Min(x, y), op.Where(op.Equal(larger, zero), _constant_like(1.0, self), larger)
     )
-    origin = op.And(op.Equal(self, zero), op.Equal(other, zero))
-    denominator = op.Where(origin, _constant_like(1.0, self), other)
-    angle = op.Atan(op.Div(self, denominator))
-    return op.Where(op.Less(other, zero), op.Add(angle, half_turn), angle)
+    square = op.Mul(ratio, ratio)
+    series = _constant_like(ATAN_SERIES[-1], self)
+    for coefficient in reversed(ATAN_SERIES[:-1]):
+        series = op.Add(op.Mul(series, square), _constant_like(coefficient, self))
+    angle = op.Mul(series, ratio)
+    angle = op.Where(op.Greater(y, x), op.Sub(_constant_like(math.pi / 2, self), angle), angle)
+    angle = op.Where(op.Less(other, zero), op.Sub(_constant_like(math.pi, self), angle), angle)
+    return op.Where(op.Less(self, zero), op.Neg(angle), angle)
 
 
 def _where(condition: Any, self: Any, other: Any) -> Any:
