@@ -9,8 +9,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import s4d_core
-from s4d_core.model import _level_sizes
-from s4d_core.resnet import ResNet
+from s4d_core.backbones import ResNet
 
 BASIC = s4d_core.ResNetConfig("basic", (2, 1, 1, 2), (8, 8, 16, 16), 8)
 BOTTLENECK = s4d_core.ResNetConfig("bottleneck", (1, 2, 1, 1), (4, 8, 8, 16), 8)
@@ -20,7 +19,7 @@ BOTTLENECK = s4d_core.ResNetConfig("bottleneck", (1, 2, 1, 1), (4, 8, 8, 16), 8)
 @pytest.mark.parametrize("size", [(64, 96), (50, 70)])
 def test_sizes(config: s4d_core.ResNetConfig, size: tuple[int, int]) -> None:
     maps = ResNet(config)(torch.randn(2, 3, *size))
-    assert tuple(tuple(m.shape[-2:]) for m in maps) == _level_sizes(size, 4)
+    assert tuple(tuple(m.shape[-2:]) for m in maps) == config.level_sizes(size)
     assert tuple(m.shape[1] for m in maps) == config.out_channels
 
 

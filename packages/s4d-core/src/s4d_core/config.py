@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from .backbones.config import BackboneConfig, ResNetConfig
 from .errors import ConfigError
 from .strict import from_plain, to_plain
 
@@ -83,44 +84,6 @@ class ImageConfig:
     def __post_init__(self) -> None:
         _require(min(self.size) > 0, f"image.size: expected positive (H, W), got {self.size}")
         _require(min(self.std) > 0, f"image.std: expected positive values, got {self.std}")
-
-
-@dataclass(frozen=True)
-class ResNetConfig:
-    """A residual network with four stages at strides 4, 8, 16 and 32.
-
-    Attributes:
-        block: "bottleneck" (output is 4 x width) or "basic" (output is width).
-        layers: blocks per stage.
-        widths: width of each stage's 3x3 convolutions.
-        stem_channels: output of the 7x7 stem.
-        frozen_stages: -1 none, 0 the stem, k the stem and stages 1..k: not trained, and their
-            BatchNorm uses running statistics.
-        norm_eval: BatchNorm uses running statistics in training too.
-        checkpointing: recompute each block in backward instead of keeping its activations.
-    """
-
-    block: Literal["bottleneck", "basic"] = "bottleneck"
-    layers: tuple[int, int, int, int] = (3, 4, 6, 3)
-    widths: tuple[int, int, int, int] = (64, 128, 256, 512)
-    stem_channels: int = 64
-    frozen_stages: int = -1
-    norm_eval: bool = False
-    checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        _require(min(self.layers) >= 1, f"backbone.layers: at least 1 each, got {self.layers}")
-        _require(min(self.widths) >= 1, f"backbone.widths: at least 1 each, got {self.widths}")
-        _require(
-            -1 <= self.frozen_stages <= 4,
-            f"backbone.frozen_stages: expected -1..4, got {self.frozen_stages}",
-        )
-
-    @property
-    def out_channels(self) -> tuple[int, ...]:
-        """Channels of the four outputs."""
-        factor = 4 if self.block == "bottleneck" else 1
-        return tuple(width * factor for width in self.widths)
 
 
 @dataclass(frozen=True)
@@ -252,7 +215,7 @@ class Sparse4DConfig:
     name: str
     embed_dims: int = 256
     image: ImageConfig = field(default_factory=ImageConfig)
-    backbone: ResNetConfig = field(default_factory=ResNetConfig)
+    backbone: BackboneConfig = field(default_factory=ResNetConfig)
     neck: FPNConfig = field(default_factory=FPNConfig)
     depth: DepthConfig | None = field(default_factory=DepthConfig)
     anchor_encoder: AnchorEncoderConfig = field(default_factory=AnchorEncoderConfig)

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from .aggregation_op import FeatureMaps, layout_tables
+from .backbones import build_backbone
 from .config import Sparse4DConfig
 from .denoising import DenoisingOutput, DenoisingQueries
 from .depth import DepthBranch
 from .errors import InvalidInputError
 from .fpn import FPN
 from .head import FrameOutput, SparseHead
-from .resnet import ResNet
 from .state import BankState, BankTrace, State
 
 __all__ = ["Sparse4D", "Sparse4DOutput"]
@@ -59,7 +59,7 @@ class Sparse4D(nn.Module):
         super().__init__()
         self.config = config
         levels = config.neck.num_levels
-        self.backbone = ResNet(config.backbone)
+        self.backbone = build_backbone(config.backbone)
         self.neck = FPN(config.backbone.out_channels[:levels], config.embed_dims)
         self.depth_branch = None
         if config.depth is not None:
@@ -67,7 +67,7 @@ class Sparse4D(nn.Module):
                 config.embed_dims, config.depth.num_levels, config.depth.reference_focal
             )
         self.head = SparseHead(config, anchors)
-        self._sizes = _level_sizes(config.image.size, levels)
+        self._sizes = config.backbone.level_sizes(config.image.size)[:levels]
         self.make_tables()
 
     def make_tables(self) -> None:
@@ -235,17 +235,6 @@ class Sparse4D(nn.Module):
                     f"expected {name} in float64, got {value.dtype}: float32 cannot hold absolute "
                     "times and global positions"
                 )
-
-
-def _level_sizes(image_size: tuple[int, int], levels: int) -> tuple[tuple[int, int], ...]:
-    """Sizes of the pyramid maps: every halving of the backbone rounds up."""
-    height, width = image_size
-    height, width = (height + 1) // 2, (width + 1) // 2  # the stem
-    sizes = []
-    for _ in range(levels):
-        height, width = (height + 1) // 2, (width + 1) // 2
-        sizes.append((height, width))
-    return tuple(sizes)
 
 
 def _step(state: State, timestamp: Tensor, lidar2global: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from .base import Backbone
 from .config import ResNetConfig
 
 __all__ = ["ResNet"]
@@ -71,7 +72,7 @@ def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential
     )
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """Images to four feature maps at strides 4, 8, 16 and 32."""
 
     def __init__(self, config: ResNetConfig) -> None:
