@@ -32,6 +32,9 @@ class ResNetConfig:
             BatchNorm uses running statistics.
         norm_eval: BatchNorm uses running statistics in training too.
         checkpointing: recompute each block in backward instead of keeping its activations.
+        style: where a bottleneck with a stride has it: "pytorch" in the 3x3 convolution, "caffe"
+            in the first 1x1.
+        deformable: stages whose 3x3 convolutions are deformable (bottlenecks only).
     """
 
     block: Literal["bottleneck", "basic"] = "bottleneck"
@@ -41,9 +44,15 @@ class ResNetConfig:
     frozen_stages: int = -1
     norm_eval: bool = False
     checkpointing: bool = False
+    style: Literal["pytorch", "caffe"] = "pytorch"
+    deformable: tuple[bool, bool, bool, bool] = (False, False, False, False)
     kind: Literal["resnet"] = "resnet"
 
     def __post_init__(self) -> None:
+        _require(
+            self.block == "bottleneck" or not any(self.deformable),
+            "backbone.deformable: needs backbone.block 'bottleneck', got 'basic'",
+        )
         _require(min(self.layers) >= 1, f"backbone.layers: at least 1 each, got {self.layers}")
         _require(min(self.widths) >= 1, f"backbone.widths: at least 1 each, got {self.widths}")
         _require(

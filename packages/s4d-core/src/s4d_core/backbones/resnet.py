@@ -1,20 +1,18 @@
-"""Residual networks (He et al., 2015), with the stride in the 3x3 convolution.
+"""Residual networks (He et al., 2015).
 
 Parameter names are torchvision's, so its weight files load as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
 from .base import Backbone
 from .config import ResNetConfig
+from .deform_conv import DeformConv2d
+from .recompute import recomputed
 
 __all__ = ["ResNet"]
 
@@ -24,7 +22,9 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+    def __init__(
+        self, in_channels: int, width: int, stride: int, config: ResNetConfig, deformable: bool
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -45,11 +45,18 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+    def __init__(
+        self, in_channels: int, width: int, stride: int, config: ResNetConfig, deformable: bool
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        first, second = (stride, 1) if config.style == "caffe" else (1, stride)
+        self.conv1 = nn.Conv2d(in_channels, width, 1, first, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.conv2: nn.Module
+        if deformable:
+            self.conv2 = DeformConv2d(width, width, second)
+        else:
+            self.conv2 = nn.Conv2d(width, width, 3, second, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, width * 4, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(width * 4)
@@ -88,7 +95,7 @@ class ResNet(Backbone):
             blocks = []
             for i in range(count):
                 stride = 2 if stage > 0 and i == 0 else 1
-                blocks.append(block(channels, width, stride))
+                blocks.append(block(channels, width, stride, config, config.deformable[stage]))
                 channels = width * block.expansion
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
         self._freeze()
@@ -105,7 +112,7 @@ class ResNet(Backbone):
         for stage in self.stages:
             for block in stage:
                 if self.config.checkpointing and self.training and torch.is_grad_enabled():
-                    x = _recomputed(block, x)
+                    x = recomputed(block, x)
                 else:
                     x = block(x)
             outputs.append(x)
@@ -116,6 +123,9 @@ class ResNet(Backbone):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        for module in self.modules():
+            if isinstance(module, DeformConv2d):
+                module.init_weights()
 
     def train(self, mode: bool = True) -> ResNet:
         super().train(mode)
@@ -136,36 +146,3 @@ class ResNet(Backbone):
     def _freeze(self) -> None:
         for part in self._frozen():
             part.requires_grad_(False)
-
-
-def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
-    """`block(x)`, with activations recomputed in backward and statistics updated once."""
-    if torch.compiler.is_compiling():
-        # The compiler recomputes values, not the updates of buffers, and takes no context.
-        return checkpoint(block, x, use_reentrant=False)
-
-    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-        return nullcontext(), _statistics_untouched(block)
-
-    context_fn: Callable = contexts
-    return checkpoint(block, x, use_reentrant=False, context_fn=context_fn)
-
-
-@contextmanager
-def _statistics_untouched(block: nn.Module) -> Iterator[None]:
-    """BatchNorm of `block` normalises as usual but leaves its running statistics alone.
-
-    Recomputing a block would otherwise count its batch a second time. Momentum 0 writes back the
-    old values, and keeps the same tensors saved for backward as the first pass did.
-    """
-    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training]
-    saved = [(m.momentum, m.num_batches_tracked) for m in norms]
-    try:
-        for norm in norms:
-            norm.momentum = 0.0
-            norm.num_batches_tracked = None
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, saved, strict=True):
-            norm.momentum = momentum
-            norm.num_batches_tracked = count

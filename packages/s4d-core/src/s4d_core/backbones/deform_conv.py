@@ -1,0 +1,149 @@
+"""Modulated deformable convolution (Zhu et al., 2018, "Deformable ConvNets v2").
+
+Every output pixel moves its kernel taps by predicted offsets and scales what it reads by a
+predicted mask:
+
+    y(p) = sum_k w_k * m_k(p) * x(p * stride + p_k + d_k(p))
+
+with bilinear reading and zeros outside. Written with torch operations that the ONNX exporter
+knows (GridSample and MatMul), for any device and float dtype.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import grid_sample
+
+__all__ = ["DeformConv2d", "deform_conv2d"]
+
+
+def deform_conv2d(
+    x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, stride: int = 1, padding: int = 1
+) -> Tensor:
+    """Deformable convolution with given offsets and masks.
+
+    Args:
+        x: (B, C, H, W).
+        offset: (B, 2 * K, H', W') pixels of `x`; channels 2k and 2k + 1 move tap k in y and x,
+            taps counted row by row. Its size is the size of the output.
+        mask: (B, K, H', W') factor of each tap.
+        weight: (O, C, kh, kw) with kh * kw = K.
+
+    Returns:
+        (B, O, H', W').
+
+    Taps outside the image read 0 and fade in over one pixel (-1 < y < H, -1 < x < W). Where a
+    position is a whole number of pixels, the gradient of its offset is that towards larger
+    coordinates. For backward the columns of the matrix product are kept, K times the size of
+    `x`; recompute the block (`checkpointing`) where that is too much.
+    """
+    batch, channels = x.shape[:2]
+    out_height, out_width = offset.shape[-2:]
+    kernel_height, kernel_width = weight.shape[-2:]
+    taps = kernel_height * kernel_width
+
+    def centres(count: int, size: int) -> Tensor:
+        """(count, size) positions of taps at outputs along one axis, without offsets."""
+        tap = torch.arange(count, device=x.device, dtype=offset.dtype)
+        out = torch.arange(size, device=x.device, dtype=offset.dtype)
+        return tap[:, None] + out * stride - padding
+
+    row = centres(kernel_height, out_height).repeat_interleave(kernel_width, 0)[:, :, None]
+    column = centres(kernel_width, out_width).repeat(kernel_height, 1)[:, None]
+    moves = offset.reshape(batch, taps, 2, out_height, out_width)
+    positions = (moves[:, :, 0] + row).flatten(1), (moves[:, :, 1] + column).flatten(1)
+    arguments = (x.to(offset.dtype), *positions, mask.flatten(1))
+    if torch.is_grad_enabled() and any(value.requires_grad for value in arguments):
+        columns = _Columns.apply(*arguments)
+    else:
+        columns = _columns(*arguments)
+    columns = columns.reshape(batch, channels * taps, out_height * out_width)
+    out = torch.matmul(weight.flatten(1), columns.to(weight.dtype))
+    return out.reshape(batch, weight.shape[0], out_height, out_width)
+
+
+def _columns(x: Tensor, y: Tensor, x_pos: Tensor, mask: Tensor) -> Tensor:
+    """x (B, C, H, W) read at pixels (y, x_pos) and scaled by mask, all (B, P): (B, C, P)."""
+    height, width = x.shape[-2:]
+    # Pixel centres to grid_sample's [-1, 1] between outer pixel edges.
+    grid = torch.stack(((2 * x_pos + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1)
+    read = grid_sample(
+        x, grid[:, :, None], mode="bilinear", padding_mode="zeros", align_corners=False
+    )
+    return read.squeeze(-1) * mask[:, None]
+
+
+class _Columns(torch.autograd.Function):
+    """`_columns` with a gradient of its own.
+
+    That of grid_sample takes the slope of offsets on either side of a whole pixel, as rounding
+    falls, and all offsets start at zero. This one also keeps nothing but its arguments.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, x_pos: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(x, y, x_pos, mask)
+        return _columns(x, y, x_pos, mask)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x, y, x_pos, mask = ctx.saved_tensors
+        batch, channels, height, width = x.shape
+        pixels = x.flatten(2).transpose(1, 2).reshape(-1, channels)  # (B * H * W, C)
+        grad_pixels = torch.zeros_like(pixels)
+        grad_rows = grad.transpose(1, 2).reshape(-1, channels)  # (B * P, C)
+        first = torch.arange(batch, device=x.device)[:, None] * (height * width)
+        low_y, low_x = y.floor(), x_pos.floor()
+        share_y, share_x = y - low_y, x_pos - low_x
+        grad_y, grad_x, grad_mask = (torch.zeros_like(mask) for _ in range(3))
+        for down in (0, 1):
+            for right in (0, 1):
+                iy, ix = low_y + down, low_x + right
+                weight_y = share_y if down else 1 - share_y
+                weight_x = share_x if right else 1 - share_x
+                inside = (iy >= 0) & (iy < height) & (ix >= 0) & (ix < width)
+                index = first + (iy * width + ix).where(inside, 0).long()
+                weight = (weight_y * weight_x).where(inside, 0)
+                index = index.flatten()
+                # The pixel's value along the incoming gradient: all that its scalars need.
+                along = (pixels[index] * grad_rows).sum(1).view_as(mask).where(inside, 0)
+                grad_mask += weight * along
+                grad_y += (along if down else -along) * weight_x
+                grad_x += (along if right else -along) * weight_y
+                grad_pixels.index_add_(0, index, grad_rows * (weight * mask).reshape(-1, 1))
+        grad_image = grad_pixels.view(batch, height * width, channels).transpose(1, 2)
+        return grad_image.reshape(x.shape), grad_y * mask, grad_x * mask, grad_mask
+
+
+class DeformConv2d(nn.Module):
+    """3x3 deformable convolution that predicts its own offsets and masks; no bias.
+
+    Weight names are those of the published checkpoints: `weight`, `conv_offset.weight`,
+    `conv_offset.bias`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.stride = stride
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, 3, 3))
+        self.conv_offset = nn.Conv2d(in_channels, 27, 3, stride, 1)
+        self.init_weights()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, O, ceil(H / stride), ceil(W / stride))."""
+        # Positions of far pixels need more digits than half precision has.
+        with torch.autocast(x.device.type, enabled=False):
+            moves = self.conv_offset(x.to(self.conv_offset.weight.dtype))
+        offset, mask = moves[:, :18], moves[:, 18:].sigmoid()
+        return deform_conv2d(x, offset, mask, self.weight, self.stride)
+
+    def init_weights(self) -> None:
+        """He initialisation; offsets start at 0 and masks at one half."""
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.conv_offset.weight)
+        nn.init.zeros_(self.conv_offset.bias)  # type: ignore[arg-type]
