@@ -6,6 +6,7 @@ Each check raises a ``FrameError`` that carries its cause (a name of ``policy.CA
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,11 @@ from .errors import (
 )
 from .frame import Camera, Frame
 from .geometry import Matrix, is_rigid
+from .image_input import DeviceImage, ImageInput, PreparedImage
 
-__all__ = ["CheckedFrame", "Refusal", "check_frame"]
+__all__ = ["CheckedFrame", "Refusal", "check_frame", "check_image"]
+
+Borrow = Callable[[Any], "DeviceImage | None"]
 
 MAX_SIDE = 16384  # pixels
 MAX_CAMERA_OFFSET = 100.0  # metres from the LiDAR
@@ -44,7 +48,7 @@ class CheckedFrame:
 
     def __init__(
         self,
-        images: list[NDArray[np.uint8]],
+        images: list[ImageInput],
         intrinsics: list[Matrix],
         lidar2cameras: list[Matrix],
         lidar2global: Matrix,
@@ -64,8 +68,16 @@ class CheckedFrame:
         return tuple((i.shape[0], i.shape[1]) for i in self.images)
 
 
-def check_frame(frame: Frame, camera_names: tuple[str, ...], max_skew: float) -> CheckedFrame:
+def check_frame(
+    frame: Frame, camera_names: tuple[str, ...], max_skew: float, borrow: Borrow
+) -> CheckedFrame:
     """Check everything about a frame that can be checked without the frames before.
+
+    Args:
+        frame: what the user gave.
+        camera_names: of the manifest.
+        max_skew: seconds that a camera's own time may differ from the frame's.
+        borrow: the engine's way to see a foreign device array as an image.
 
     Raises:
         Refusal: with the cause and the public error.
@@ -76,7 +88,7 @@ def check_frame(frame: Frame, camera_names: tuple[str, ...], max_skew: float) ->
     timestamp = _time(frame.timestamp, "timestamp")
     _count("images", frame.images, camera_names)
     _count("cameras", frame.cameras, camera_names)
-    images = [_image(i, n) for i, n in zip(frame.images, camera_names, strict=True)]
+    images = [check_image(i, n, borrow) for i, n in zip(frame.images, camera_names, strict=True)]
     stamps = _camera_times(frame, camera_names, timestamp, max_skew)
     pairs = [
         _camera(camera, image.shape, name)
@@ -131,16 +143,23 @@ def _count(what: str, items: Any, names: tuple[str, ...]) -> None:
         )
 
 
-def _image(image: Any, name: str) -> NDArray[np.uint8]:
+def check_image(image: Any, name: str, borrow: Borrow) -> ImageInput:
+    """An image as an engine can take it.
+
+    Raises:
+        Refusal: it is none.
+    """
+    if isinstance(image, PreparedImage):
+        return image
     if not isinstance(image, np.ndarray):
         try:
-            image = np.from_dlpack(image)
-        except Exception as error:  # whatever a foreign array raises, it is not a host image
+            image = borrow(image) or np.from_dlpack(image)
+        except Exception as error:  # whatever a foreign array raises, it is not an image for us
             raise Refusal(
                 "bad_image",
                 ImageError(
-                    f"expected the image of {name} as a numpy array or a DLPack host array, "
-                    f"got {type(image).__name__} ({str(error)[:80]})"
+                    f"expected the image of {name} as a numpy array or a DLPack array of the "
+                    f"host or the engine's device, got {type(image).__name__} ({str(error)[:80]})"
                 ),
             ) from None
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -160,6 +179,16 @@ def _image(image: Any, name: str) -> NDArray[np.uint8]:
                 f"got {height} x {width}"
             ),
         )
+    if isinstance(image, DeviceImage):
+        if image.strides[1:] != (3, 1) or image.strides[0] < 3 * width:
+            raise Refusal(
+                "bad_image",
+                ImageError(
+                    f"expected each row of the device image of {name} to lie together, "
+                    f"got strides {image.strides}"
+                ),
+            )
+        return image
     # The kernels read whole pixels: a view with turned channels or columns is copied first.
     plain = image.strides[2] == 1 and image.strides[1] >= 3 and image.strides[0] >= 0
     return image if plain else np.ascontiguousarray(image)

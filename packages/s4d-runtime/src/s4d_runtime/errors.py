@@ -18,6 +18,9 @@ __all__ = [
     "CalibrationError",
     "CameraCountError",
     "DatasetError",
+    "DeviceError",
+    "DeviceLostError",
+    "DeviceMemoryError",
     "FrameError",
     "ImageError",
     "ManifestError",
@@ -62,6 +65,18 @@ class BackendError(S4DError):
 
 class BackendUnavailableError(BackendError):
     """The wanted engine is not installed here, or cannot run this artifact."""
+
+
+class DeviceError(BackendError):
+    """The CUDA device or its driver refused a call."""
+
+
+class DeviceMemoryError(DeviceError):
+    """No memory is left on the device. The pipeline's state is as it was."""
+
+
+class DeviceLostError(DeviceError):
+    """A fault on the device broke its context for the whole process; start a new one."""
 
 
 class BadOutputError(BackendError):

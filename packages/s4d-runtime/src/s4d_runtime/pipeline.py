@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from s4d_ops.image import ResizeCrop, plan_resize_crop
 
 from .artifact import Artifact, Manifest, read_artifact
-from .backends import Backend, load_backend
-from .checks import CheckedFrame, Refusal, check_frame
+from .backends import Backend, EngineOptions, load_backend
+from .checks import CheckedFrame, Refusal, check_frame, check_image
 from .errors import BackendError, BadOutputError, FrameError, ImageError
 from .frame import Detections, Frame
 from .geometry import lidar2img
+from .image_input import PreparedImage
 from .policy import FramePolicy
 from .stats import Stats, StopWatch
 from .timeline import Step, Timeline
@@ -89,16 +90,22 @@ class Pipeline:
         *,
         threads: int = 0,
         policy: FramePolicy | str | None = None,
+        device: int = 0,
+        tf32: bool = False,
+        cuda_graph: bool = True,
     ) -> Pipeline:
         """Load an artifact.
 
         Args:
             artifact: path of ``NAME.s4d``, or an open ``Artifact``.
             backend: ``"auto"`` takes the best that works here; ``backend_choice`` says which.
-                Or a name: ``"onnxruntime-cpu"``.
+                Or a name: ``"tensorrt"``, ``"onnxruntime-cuda"``, ``"onnxruntime-cpu"``.
             threads: CPU threads for the engine and the image preparation; 0 leaves it to them.
             policy: a ``FramePolicy``, or text for ``FramePolicy.parse``. Default: every unsound
                 frame is an error, gaps and pose jumps reset.
+            device: number of the CUDA device.
+            tf32: let fp32 arithmetic of ONNX Runtime's CUDA provider drop to TF32.
+            cuda_graph: replay the network as a CUDA graph where the engine can.
 
         Raises:
             ArtifactError: the file is not a sound artifact.
@@ -107,11 +114,12 @@ class Pipeline:
         """
         if not isinstance(policy, FramePolicy):
             policy = FramePolicy.parse(policy or "")
+        options = EngineOptions(threads, device, tf32, cuda_graph)
         if isinstance(artifact, Artifact):
-            engine, choice = load_backend(artifact, backend, threads)
+            engine, choice = load_backend(artifact, backend, options=options)
         else:
             with read_artifact(artifact) as opened:
-                engine, choice = load_backend(opened, backend, threads)
+                engine, choice = load_backend(opened, backend, options=options)
         log.info("pipeline loaded: %s", choice, extra={"s4d": {"backend": engine.name}})
         return cls(engine, policy, choice, threads)
 
@@ -129,6 +137,36 @@ class Pipeline:
         with self._lock:
             self._forget()
             self._ids = TrackIds()
+
+    def prepare(self, camera: int | str, image: Any) -> PreparedImage:
+        """Bring one camera's image to the engine now, before the frame is complete.
+
+        Put the result into ``Frame.images`` in the image's place. Cameras may come one at a time
+        and from their own threads, also while a frame runs. When the call returns, the image's
+        memory is free again.
+
+        Args:
+            camera: index in the manifest's order, or name.
+            image: as in ``Frame.images``.
+
+        Raises:
+            ImageError: the image is not as it should be, or there is no such camera.
+            BackendError: the engine failed.
+        """
+        names = self.manifest.preprocessing.camera_names
+        known = range(len(names)) if isinstance(camera, int) else names
+        if camera not in known:
+            raise ImageError(f"expected a camera of {', '.join(names)}, got {camera!r:.40}")
+        index = camera if isinstance(camera, int) else names.index(camera)
+        try:
+            checked = check_image(image, names[index], self._backend.borrow_image)
+            if isinstance(checked, PreparedImage):
+                return checked
+            height, width = checked.shape[:2]
+            plan = self._plan((height, width), names[index])
+        except Refusal as refusal:
+            raise refusal.error from None
+        return self._backend.prepare_image(index, checked, plan, self._threads)
 
     def __call__(self, frame: Frame) -> Detections | None:
         """Detect and track on one frame.
@@ -151,12 +189,7 @@ class Pipeline:
                 self._refuse(refusal)
                 return None
             watch.lap("check")
-            if step.first:
-                self._forget()
-            self._fill(checked, plans, step)
-            watch.lap("prepare")
-            outputs = self._run()
-            watch.lap("infer")
+            outputs = self._run(checked, plans, step, watch)
             self._backend.commit()
             self._timeline.accept(checked)
             detections = self._finish(outputs)
@@ -182,7 +215,18 @@ class Pipeline:
 
     def _admit(self, frame: Frame) -> tuple[CheckedFrame, list[ResizeCrop], Step]:
         names = self.manifest.preprocessing.camera_names
-        checked = check_frame(frame, names, self.policy.max_camera_skew)
+        checked = check_frame(frame, names, self.policy.max_camera_skew, self._backend.borrow_image)
+        for index, image in enumerate(checked.images):
+            if isinstance(image, PreparedImage) and not (
+                image.belongs_to(self._backend) and image.camera == index
+            ):
+                raise Refusal(
+                    "bad_image",
+                    ImageError(
+                        f"expected the image of {names[index]} to be prepared for it by this "
+                        "pipeline, got one of another camera or pipeline"
+                    ),
+                )
         plans = [self._plan(size, name) for size, name in zip(checked.sizes, names, strict=True)]
         return checked, plans, self._timeline.judge(checked)
 
@@ -216,9 +260,17 @@ class Pipeline:
         backend.buffer("time_interval")[0] = step.time_interval
         backend.buffer("state_valid")[0] = 0 if step.first else 1
 
-    def _run(self) -> dict[str, NDArray[Any]]:
+    def _run(
+        self, checked: CheckedFrame, plans: list[ResizeCrop], step: Step, watch: StopWatch
+    ) -> dict[str, NDArray[Any]]:
         try:
+            if step.first:
+                self._forget()
+            self._fill(checked, plans, step)
+            watch.lap("prepare")
             outputs = self._backend.run()
+            watch.lap("infer")
+            watch.milliseconds.update(self._backend.stage_milliseconds())
         except BackendError as error:
             self._fail("backend", error)
             raise

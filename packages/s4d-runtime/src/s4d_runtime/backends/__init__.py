@@ -1,6 +1,6 @@
 """Inference engines behind one small protocol, and the choice between them."""
 
-from .base import Backend
+from .base import Backend, EngineOptions
 from .select import BACKENDS, load_backend
 
-__all__ = ["BACKENDS", "Backend", "load_backend"]
+__all__ = ["BACKENDS", "Backend", "EngineOptions", "load_backend"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,8 +18,26 @@ from numpy.typing import NDArray
 from s4d_ops.image import ResizeCrop, resize_crop
 
 from ..artifact import Artifact, Manifest
+from ..image_input import DeviceImage, ImageInput, PreparedImage
 
-__all__ = ["Backend"]
+__all__ = ["Backend", "EngineOptions"]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Settings of an engine. Each engine reads what concerns it.
+
+    Attributes:
+        threads: CPU threads, 0 for the engine's choice.
+        device: number of the CUDA device.
+        tf32: let fp32 arithmetic on the GPU drop to TF32. Faster, and no longer fp32.
+        cuda_graph: replay the network as a CUDA graph.
+    """
+
+    threads: int = 0
+    device: int = 0
+    tf32: bool = False
+    cuda_graph: bool = True
 
 
 class Backend(ABC):
@@ -36,12 +55,18 @@ class Backend(ABC):
 
     @classmethod
     @abstractmethod
-    def load(cls, artifact: Artifact, threads: int) -> Backend:
-        """Load the model. ``threads`` 0 leaves the number to the engine.
+    def load(cls, artifact: Artifact, options: EngineOptions) -> Backend:
+        """Load the model.
 
         Raises:
+            BackendUnavailableError: something that the engine needs is missing here.
             BackendError: the engine refused the model, with its reason.
         """
+
+    @property
+    def details(self) -> str:
+        """What else is to be said about how it runs, or empty."""
+        return ""
 
     @abstractmethod
     def buffer(self, name: str) -> NDArray[Any]:
@@ -78,17 +103,37 @@ class Backend(ABC):
         """Bytes in use that the engine knows of, by kind; for ``s4d-run bench``."""
         return {}
 
+    def stage_milliseconds(self) -> dict[str, float]:
+        """Time of the last ``run`` on the device, by stage; empty for engines on the host."""
+        return {}
+
     def load_images(
-        self, images: Sequence[NDArray[np.uint8]], plans: Sequence[ResizeCrop], threads: int
+        self, images: Sequence[ImageInput], plans: Sequence[ResizeCrop], threads: int
     ) -> None:
         """Resize and crop raw images into ``buffer("images")``.
 
-        Engines on a device may do this there; this one works on the host.
+        Engines on a device do this there; this one works on the host.
         """
         target = self.buffer("images")
         filter_name = self.manifest.preprocessing.resize_filter
         for camera, (image, plan) in enumerate(zip(images, plans, strict=True)):
-            resize_crop(image, plan, filter_name, out=target[camera], threads=threads)
+            if isinstance(image, PreparedImage):
+                target[camera] = image.pixels
+            else:
+                assert isinstance(image, np.ndarray)  # device images were refused before
+                resize_crop(image, plan, filter_name, out=target[camera], threads=threads)
+
+    def prepare_image(
+        self, camera: int, image: ImageInput, plan: ResizeCrop, threads: int
+    ) -> PreparedImage:
+        """Resize and crop one image now, while another frame may run."""
+        assert isinstance(image, np.ndarray)
+        pixels = resize_crop(image, plan, self.manifest.preprocessing.resize_filter, None, threads)
+        return PreparedImage(self, camera, image.shape, pixels)
+
+    def borrow_image(self, array: Any) -> DeviceImage | None:
+        """A foreign array in the memory of this engine's device; None if it is elsewhere."""
+        return None
 
     def close(self) -> None:
         """Give memory back. The backend cannot be used afterwards."""

@@ -13,25 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artifact import Artifact, Manifest, TensorSpec
-from ..errors import BackendError, BackendUnavailableError, ManifestError
-from .base import Backend
+from ..errors import BackendError
+from .base import Backend, EngineOptions
+from .ort_common import check_session, first_line, register_plugin
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
 __all__ = ["OnnxRuntimeCpu"]
-
-_ORT_TYPES = {
-    "tensor(uint8)": "uint8",
-    "tensor(int32)": "int32",
-    "tensor(int64)": "int64",
-    "tensor(float16)": "float16",
-    "tensor(float)": "float32",
-}
-
-# With blocked convolutions (NCHWc), ONNX Runtime 1.31 moves boxes of graphs with our operator by
-# up to 8 mm from those of the unoptimised graph; without, 0.3 mm. It costs about 12 % of the time.
-_DISABLED_OPTIMIZERS = ["NchwcTransformer"]
 
 
 class OnnxRuntimeCpu(Backend):
@@ -60,27 +49,22 @@ class OnnxRuntimeCpu(Backend):
         return None
 
     @classmethod
-    def load(cls, artifact: Artifact, threads: int) -> OnnxRuntimeCpu:
+    def load(cls, artifact: Artifact, options: EngineOptions) -> OnnxRuntimeCpu:
         import onnxruntime as ort
 
         manifest = artifact.manifest
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = threads
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        settings = ort.SessionOptions()
+        settings.log_severity_level = 4
+        settings.intra_op_num_threads = options.threads
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         if manifest.op == "plugin":
-            register_plugin(options, "cpu")
+            register_plugin(settings, "cpu")
         data = artifact.read_model()
         try:
-            session = ort.InferenceSession(
-                data,
-                options,
-                providers=["CPUExecutionProvider"],
-                disabled_optimizers=_DISABLED_OPTIMIZERS,
-            )
+            session = ort.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has no common error class
             raise BackendError(
-                f"ONNX Runtime {ort.__version__} refused {artifact.path.name}: {_first_line(error)}"
+                f"ONNX Runtime {ort.__version__} refused {artifact.path.name}: {first_line(error)}"
             ) from None
         check_session(session, manifest)
         return cls(manifest, session)
@@ -92,7 +76,7 @@ class OnnxRuntimeCpu(Backend):
         try:
             self._session.run_with_iobinding(self._bindings[self._current])
         except Exception as error:  # see load
-            raise BackendError(f"ONNX Runtime failed on this frame: {_first_line(error)}") from None
+            raise BackendError(f"ONNX Runtime failed on this frame: {first_line(error)}") from None
         return self._outputs
 
     def commit(self) -> None:
@@ -127,54 +111,5 @@ class OnnxRuntimeCpu(Backend):
         return binding
 
 
-def register_plugin(options: ort.SessionOptions, device: str) -> None:
-    """Give ONNX Runtime the library with ``s4d::DeformableAggregation``.
-
-    Raises:
-        BackendUnavailableError: the library is absent or does not load.
-    """
-    from s4d_ops import S4DError, library_path
-
-    try:
-        options.register_custom_ops_library(library_path("onnxruntime", device))
-    except S4DError as error:
-        raise BackendUnavailableError(
-            f"this artifact needs the operator library of s4d-ops: {error}; "
-            "or export it with --op standard"
-        ) from None
-    except Exception as error:
-        raise BackendUnavailableError(
-            f"ONNX Runtime cannot load the operator library of s4d-ops: {_first_line(error)}"
-        ) from None
-
-
-def check_session(session: ort.InferenceSession, manifest: Manifest) -> None:
-    """The graph's inputs and outputs must be the manifest's.
-
-    Raises:
-        ManifestError: with the first difference.
-    """
-    for label, nodes, specs in (
-        ("input", session.get_inputs(), manifest.inputs),
-        ("output", session.get_outputs(), manifest.outputs),
-    ):
-        found = {n.name: (_ORT_TYPES.get(n.type, n.type), _shape(n.shape)) for n in nodes}
-        declared = {t.name: (t.dtype, t.shape) for t in specs}
-        for name in sorted({*found} | {*declared}):
-            if found.get(name) != declared.get(name):
-                raise ManifestError(
-                    f"the manifest declares {label} {name!r} as {declared.get(name)}, "
-                    f"the graph has {found.get(name)}; export the model again"
-                )
-
-
-def _shape(shape: list[Any]) -> tuple[Any, ...]:
-    return tuple(d if isinstance(d, int) else str(d) for d in shape)
-
-
 def _zeros(spec: TensorSpec) -> NDArray[Any]:
     return np.zeros(spec.shape, dtype=spec.dtype)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:300]

@@ -1,0 +1,269 @@
+"""What the engines on a CUDA device share: buffers, state, images, one stream.
+
+All inputs but the images lie in one pinned block and go up in one copy; the results come back in
+one. The state stays on the device, in two blocks that swap their roles at each commit, so the
+engine needs two sets of addresses and, as a CUDA graph, two graphs.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s4d_ops.image import ResizeCrop
+
+from ..artifact import Manifest
+from ..cuda.driver import Device, Event, Graph, Stream
+from ..cuda.images import ImageLoader
+from ..cuda.memory import DeviceArray, DeviceBlock, PinnedBlock
+from ..errors import BackendError, DeviceError, DeviceLostError, DeviceMemoryError
+from ..image_input import DeviceImage, ImageInput, PreparedImage
+from .base import Backend, EngineOptions
+
+__all__ = ["DeviceBackend"]
+
+SMALL = 64  # bytes: state entries up to this size are also kept on the host (the id counter)
+STAGES = ("gpu_upload", "gpu_resize", "gpu_network", "gpu_download")
+
+
+class DeviceBackend(Backend):
+    """Base of engines on a CUDA device. A subclass binds addresses and starts the network."""
+
+    def __init__(self, manifest: Manifest, device: Device, options: EngineOptions) -> None:
+        super().__init__(manifest)
+        self._device = device
+        self._stream = Stream()
+        self._lost: DeviceLostError | None = None
+        self._graphs: list[Graph] = []
+        self.graph_note = "without CUDA graphs, as asked"
+        self._current = 0
+        specs = {t.name: t for t in manifest.inputs}
+        small = [t for t in manifest.inputs if t.name not in (*manifest.state, "images")]
+        results = [t for t in manifest.outputs if t.name not in {*manifest.state.values()}]
+        self._states = [DeviceBlock([specs[n] for n in manifest.state]) for _ in range(2)]
+        self._mirrored = [specs[n] for n in manifest.state if specs[n].nbytes <= SMALL]
+        self._mirrors = [PinnedBlock(self._mirrored) for _ in range(2)]
+        self._inputs, self._host_inputs = DeviceBlock(small), PinnedBlock(small)
+        self._outputs, self._host_outputs = DeviceBlock(results), PinnedBlock(results)
+        self._images = DeviceBlock([specs["images"]])
+        self._host_images: PinnedBlock | None = None
+        self._images_on_host = False
+        self._loader = ImageLoader(device, self._stream, manifest.preprocessing, options.threads)
+        self._events = [Event() for _ in range(4)]  # start, inputs there, network done, end
+        self._times: dict[str, float] = {}
+        for block in self._states:
+            self._stream.clear(block.address, block.size)
+        self._stream.synchronize()
+
+    @abstractmethod
+    def _start(self, current: int) -> None:
+        """Put one run of the network on the stream, with state set ``current`` as its input."""
+
+    def addresses(self, current: int) -> dict[str, DeviceArray]:
+        """Every graph input and output by name, where the state is read from set ``current``."""
+        following = self._states[1 - current].arrays
+        return {
+            **self._inputs.arrays,
+            **self._images.arrays,
+            **self._outputs.arrays,
+            **self._states[current].arrays,
+            **{output: following[name] for name, output in self.manifest.state.items()},
+        }
+
+    def first_runs(self, cuda_graph: bool) -> None:
+        """Run the network with both sets of addresses, then record it as two CUDA graphs.
+
+        Where only the recording fails, the engine goes on without; ``graph_note`` says why.
+
+        Raises:
+            BackendError: the network does not run.
+        """
+        for current in (0, 1, 0, 1):
+            self._start(current)
+            self._stream.synchronize()
+        if cuda_graph:
+            try:
+                self._graphs = [self._capture(current) for current in (0, 1)]
+                for graph in self._graphs:
+                    graph.launch(self._stream)
+                self.graph_note = "two CUDA graphs"
+            except (DeviceMemoryError, DeviceLostError):
+                raise
+            except BackendError as error:
+                self._drop_graphs()
+                self.graph_note = f"without CUDA graphs: {error}"
+        for block in self._states:
+            self._stream.clear(block.address, block.size)
+        self._stream.synchronize()
+
+    def _capture(self, current: int) -> Graph:
+        self._stream.begin_capture()
+        try:
+            self._start(current)
+        except BaseException:
+            self._stream.abort_capture()
+            raise
+        return self._stream.end_capture()
+
+    def buffer(self, name: str) -> NDArray[Any]:
+        if name != "images":
+            return self._host_inputs.arrays[name]
+        if self._host_images is None:
+            self._host_images = PinnedBlock([t for t in self.manifest.inputs if t.name == "images"])
+        self._images_on_host = True
+        return self._host_images.arrays["images"]
+
+    def load_images(
+        self, images: Sequence[ImageInput], plans: Sequence[ResizeCrop], threads: int
+    ) -> None:
+        self._enter()
+        self._images_on_host = False
+        try:
+            self._events[0].record(self._stream)
+            self._loader.load(images, plans, self._images.arrays["images"])
+        except DeviceError as error:
+            raise self._noted(error) from None
+
+    def prepare_image(
+        self, camera: int, image: ImageInput, plan: ResizeCrop, threads: int
+    ) -> PreparedImage:
+        self._enter()
+        try:
+            prepared: PreparedImage = self._loader.prepare(camera, image, plan, self)
+        except DeviceError as error:
+            raise self._noted(error) from None
+        return prepared
+
+    def borrow_image(self, array: Any) -> DeviceImage | None:
+        return self._loader.borrow(array)
+
+    def run(self) -> dict[str, NDArray[Any]]:
+        self._enter()
+        stream, events = self._stream, self._events
+        try:
+            if self._images_on_host:
+                assert self._host_images is not None
+                events[0].record(stream)
+                self._upload(self._images, self._host_images)
+                self._loader.uploaded.record(stream)
+            self._upload(self._inputs, self._host_inputs)
+            events[1].record(stream)
+            if self._graphs:
+                self._graphs[self._current].launch(stream)
+            else:
+                self._start(self._current)
+            events[2].record(stream)
+            stream.download(self._host_outputs.address, self._outputs.address, self._outputs.size)
+            following = self._states[1 - self._current].arrays
+            mirror = self._mirrors[1 - self._current].arrays
+            for spec in self._mirrored:
+                source = following[spec.name].address
+                stream.download(mirror[spec.name].ctypes.data, source, spec.nbytes)
+            events[3].record(stream)
+            stream.synchronize()
+            self._measure()
+        except DeviceError as error:
+            raise self._noted(error) from None
+        return self._host_outputs.arrays
+
+    def stage_milliseconds(self) -> dict[str, float]:
+        return self._times
+
+    def commit(self) -> None:
+        self._current = 1 - self._current
+
+    def clear_state(self) -> None:
+        self._enter()
+        block = self._states[self._current]
+        try:
+            self._stream.clear(block.address, block.size)
+        except DeviceError as error:
+            raise self._noted(error) from None
+        for array in self._mirrors[self._current].arrays.values():
+            array.fill(0)
+
+    def read_state(self, name: str) -> NDArray[Any]:
+        mirror = self._mirrors[self._current].arrays.get(name)
+        if mirror is not None:
+            return mirror.copy()
+        self._enter()
+        source = self._states[self._current].arrays[name]
+        value = np.empty(source.shape, source.dtype)
+        try:
+            self._stream.download(value.ctypes.data, source.address, source.nbytes)
+            self._stream.synchronize()
+        except DeviceError as error:
+            raise self._noted(error) from None
+        return value
+
+    def write_state(self, name: str, value: NDArray[Any]) -> None:
+        self._enter()
+        target = self._states[self._current].arrays[name]
+        array = np.ascontiguousarray(value, target.dtype).reshape(target.shape)
+        mirror = self._mirrors[self._current].arrays.get(name)
+        if mirror is not None:
+            mirror[...] = array
+        try:
+            self._stream.upload(target.address, array.ctypes.data, target.nbytes)
+            self._stream.synchronize()
+        except DeviceError as error:
+            raise self._noted(error) from None
+
+    def memory(self) -> dict[str, int]:
+        device, pinned = self._loader.nbytes
+        blocks = (self._inputs, self._outputs, self._images, *self._states)
+        free, total = self._device.memory()
+        return {
+            "device_buffers": device + sum(b.size for b in blocks),
+            "pinned": pinned + self._host_inputs.size + self._host_outputs.size,
+            "device_in_use_by_all": total - free,
+        }
+
+    def close(self) -> None:
+        if self._stream.handle == 0:
+            return
+        self._device.make_current()
+        self._drop_graphs()
+        self._loader.close()
+        for block in (*self._states, self._inputs, self._outputs, self._images):
+            block.close()
+        for pinned in (*self._mirrors, self._host_inputs, self._host_outputs, self._host_images):
+            if pinned is not None:
+                pinned.close()
+        for event in self._events:
+            event.close()
+        self._stream.close()
+
+    def _enter(self) -> None:
+        """Each call begins here: the thread gets the context, a lost device is named again."""
+        if self._lost is not None:
+            raise DeviceLostError(str(self._lost))
+        if self._stream.handle == 0:
+            raise BackendError("this engine is closed; load the artifact again")
+        self._device.make_current()
+
+    def _noted(self, error: DeviceError) -> DeviceError:
+        if isinstance(error, DeviceLostError):
+            self._lost = error
+        return error
+
+    def _upload(self, target: DeviceBlock, source: PinnedBlock) -> None:
+        self._stream.upload(target.address, source.address, source.size)
+
+    def _measure(self) -> None:
+        start, ready, done, end = self._events
+        uploaded = self._loader.uploaded
+        pairs = ((start, uploaded), (uploaded, ready), (ready, done), (done, end))
+        self._times = {
+            stage: later.milliseconds_since(earlier)
+            for stage, (earlier, later) in zip(STAGES, pairs, strict=True)
+        }
+
+    def _drop_graphs(self) -> None:
+        for graph in self._graphs:
+            graph.close()
+        self._graphs = []

@@ -1,0 +1,148 @@
+"""ONNX Runtime's CUDA provider, replayed as CUDA graphs.
+
+The session runs on our stream with every input and output bound to device memory of ours. After
+two ordinary runs, which let it choose its convolutions and fill its arena, one run for each of the
+two state orders is captured; a frame is then one graph launch, without ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from ..artifact import Artifact, Manifest
+from ..cuda.driver import Device, cuda_device_problem, device_error
+from ..errors import (
+    BackendError,
+    BackendUnavailableError,
+    DeviceError,
+    DeviceMemoryError,
+)
+from .base import EngineOptions
+from .device import DeviceBackend
+from .ort_common import check_session, first_line, register_plugin
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+__all__ = ["OnnxRuntimeCuda"]
+
+PROVIDER = "CUDAExecutionProvider"
+
+
+class OnnxRuntimeCuda(DeviceBackend):
+    """``onnxruntime-gpu`` with the CUDA provider."""
+
+    name = "onnxruntime-cuda"
+
+    def __init__(self, manifest: Manifest, device: Device, options: EngineOptions) -> None:
+        super().__init__(manifest, device, options)
+        self._tf32 = options.tf32
+        self._session: Any = None
+        self._run_options: Any = None
+        self._bindings: list[ort.IOBinding] = []
+
+    @classmethod
+    def why_not(cls, manifest: Manifest) -> str | None:
+        if manifest.kind != "onnx":
+            return f"it runs ONNX graphs, and this artifact holds an {manifest.kind}"
+        problem = cuda_device_problem()
+        if problem is not None:
+            return problem
+        if find_spec("onnxruntime") is None:
+            return "the package onnxruntime-gpu is not installed"
+        import onnxruntime as ort
+
+        if PROVIDER not in ort.get_available_providers():
+            return "the installed onnxruntime has no CUDA provider; install s4d-runtime[gpu]"
+        return None
+
+    @classmethod
+    def load(cls, artifact: Artifact, options: EngineOptions) -> OnnxRuntimeCuda:
+        backend = cls(artifact.manifest, Device(options.device), options)
+        try:
+            backend._open(artifact, options)
+            backend.first_runs(options.cuda_graph)
+        except BaseException:
+            backend.close()
+            raise
+        return backend
+
+    @property
+    def details(self) -> str:
+        tf32 = "TF32 on" if self._tf32 else "TF32 off"
+        return f"{self._device.name}, {tf32}, {self.graph_note}"
+
+    def close(self) -> None:
+        self._bindings = []
+        self._session = None
+        super().close()
+
+    def _open(self, artifact: Artifact, options: EngineOptions) -> None:
+        import onnxruntime as ort
+
+        settings = ort.SessionOptions()
+        settings.log_severity_level = 4
+        settings.intra_op_num_threads = 1  # the host only starts kernels
+        if artifact.manifest.op == "plugin":
+            register_plugin(settings, "cuda")
+        if hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()  # CUDA and cuDNN from pip packages, where they are
+        provider = {
+            "device_id": str(options.device),
+            "user_compute_stream": str(self._stream.handle),
+            "use_tf32": "1" if options.tf32 else "0",
+            "cudnn_conv_algo_search": "EXHAUSTIVE",
+            "cudnn_conv_use_max_workspace": "1",
+            "arena_extend_strategy": "kSameAsRequested",
+        }
+        data = artifact.read_model()
+        try:
+            session = ort.InferenceSession(
+                data, settings, providers=[(PROVIDER, provider), "CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime has no common error class
+            where = f"ONNX Runtime {ort.__version__} refused {artifact.path.name}"
+            raise _named(error, where) from None
+        if PROVIDER not in session.get_providers():
+            raise BackendUnavailableError(
+                f"ONNX Runtime {ort.__version__} has a CUDA provider, but it does not load: CUDA "
+                "or cuDNN libraries are missing; install s4d-runtime[gpu]"
+            )
+        check_session(session, self.manifest)
+        self._session = session
+        self._run_options = ort.RunOptions()
+        # We wait once a frame, when the results are on the host, not once a run.
+        self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._bindings = [self._bind(0), self._bind(1)]
+
+    def _start(self, current: int) -> None:
+        try:
+            self._session.run_with_iobinding(self._bindings[current], self._run_options)
+        except Exception as error:  # see _open
+            raise _named(error, "ONNX Runtime failed on this frame") from None
+
+    def _bind(self, current: int) -> ort.IOBinding:
+        binding = self._session.io_binding()
+        inputs = {t.name for t in self.manifest.inputs}
+        for name, array in self.addresses(current).items():
+            bind = binding.bind_input if name in inputs else binding.bind_output
+            bind(name, "cuda", self._device.index, array.dtype, array.shape, array.address)
+        return binding
+
+
+def _named(error: Exception, where: str) -> BackendError:
+    """ONNX Runtime's text as one of our errors: memory, a lost device, or neither."""
+    text = str(error)
+    number = re.search(r"(?:CUDA failure|CUDA error|cudaError\w*)\D{0,12}(\d+)", text)
+    if number and int(number.group(1)):
+        return device_error(int(number.group(1)), where)
+    if "Failed to allocate memory" in text or "out of memory" in text.lower():
+        return DeviceMemoryError(
+            f"{where}: no memory left on the device; close other users of the device, or use a "
+            "smaller model or precision"
+        )
+    if "CUDA" in text or "CUDNN" in text or "CUBLAS" in text:
+        return DeviceError(f"{where}: {first_line(error)}")
+    return BackendError(f"{where}: {first_line(error)}")
