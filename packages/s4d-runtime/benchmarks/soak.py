@@ -3,9 +3,9 @@
     python benchmarks/soak.py NAME.s4d --frames 100000 --json soak.json
 
 Every fault of ``s4d_runtime.policy`` is injected at random (about one frame in twenty), under a
-tolerant policy. Passes if the resident memory of the second half does not grow by more than
+tolerant policy. Passes if neither resident nor device memory of the second half grows by more than
 ``--growth`` megabytes, every refused frame had a named cause, and a fresh pipeline that replays
-the last frames since a reset gives the same boxes. Exit code 0 or 1.
+the frames since the last reset gives the same boxes. Exit code 0 or 1.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import argparse
 import json
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from tqdm import tqdm
@@ -24,8 +26,10 @@ from tqdm import tqdm
 from s4d_runtime import Camera, Frame, Pipeline
 from s4d_runtime.cli.bench import process_memory
 from s4d_runtime.rig import rig_frames
+from s4d_runtime.stats import Stats
 
 REPLAY = 100
+DRIFT = 0.0  # the same engine on the same frames
 
 
 def faults(rng: np.random.Generator, frame: Frame) -> tuple[str, Frame]:
@@ -69,6 +73,61 @@ def stream(pipeline: Pipeline, args: argparse.Namespace) -> Iterator[tuple[str, 
         yield ("", frame) if quiet or rng.random() > args.faults else faults(rng, frame)
 
 
+def run(pipeline: Pipeline, args: argparse.Namespace, memory: Memory | None) -> Result:
+    """Drive one pipeline; what happened since its last reset is kept for the replay."""
+    result = Result()
+    pipeline.stats = Stats(window=args.frames)
+    source = stream(pipeline, args)
+    start = time.perf_counter()
+    for number in tqdm(range(args.frames), unit="frame", disable=None if memory else True):
+        kind, frame = next(source)
+        result.kinds[kind or "sound"] += 1
+        detections = pipeline(frame)
+        assert pipeline.last is not None
+        if pipeline.last.outcome in ("first", "reset"):
+            result.recent.clear()
+        result.recent.append((frame, None if detections is None else detections.boxes))
+        if memory is not None and number % max(1, args.frames // 200) == 0:
+            memory.sample(pipeline)
+        result.frames += 1
+        if args.seconds and time.perf_counter() - start > args.seconds:
+            if kind or len(result.recent) <= REPLAY:
+                continue  # go on until enough frames can be replayed
+            break
+    result.seconds = time.perf_counter() - start
+    return result
+
+
+@dataclass
+class Result:
+    """One pipeline's run."""
+
+    kinds: Counter[str] = field(default_factory=Counter)
+    recent: list[tuple[Frame, np.ndarray | None]] = field(default_factory=list)
+    frames: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Memory:
+    """Resident memory, and device memory where the engine is on one, over the run."""
+
+    resident: list[int] = field(default_factory=list)
+    device: list[int] = field(default_factory=list)
+
+    def sample(self, pipeline: Pipeline) -> None:
+        self.resident.append(process_memory()["resident"])
+        self.device.append(pipeline.memory().get("device_in_use_by_all", 0))
+
+    @staticmethod
+    def growth(samples: list[int]) -> float:
+        """Megabytes from the second quarter's highest to the second half's highest."""
+        half = len(samples) // 2
+        if half < 2:
+            return 0.0
+        return (max(samples[half:]) - max(samples[half // 2 : half])) / 1e6
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("artifact")
@@ -79,72 +138,76 @@ def main() -> int:
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--growth", type=float, default=4.0, help="megabytes allowed")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, help="stop early, after so long")
+    parser.add_argument(
+        "--pipelines", type=int, default=1, help="so many at once in threads, frames for each"
+    )
     parser.add_argument("--json")
     args = parser.parse_args()
 
-    kinds: Counter[str] = Counter()
-    recent: deque[tuple[Frame, np.ndarray | None, str]] = deque()
-    memory: list[int] = []
-    with Pipeline.load(
-        args.artifact, args.backend, threads=args.threads, policy="tolerant"
-    ) as pipeline:
-        pipeline.stats.__init__(window=args.frames)  # type: ignore[misc]
-        source = stream(pipeline, args)
-        start = time.perf_counter()
-        for number in tqdm(range(args.frames), unit="frame", disable=None):
-            kind, frame = next(source)
-            kinds[kind or "sound"] += 1
-            result = pipeline(frame)
-            assert pipeline.last is not None
-            if pipeline.last.outcome in ("first", "reset"):
-                recent.clear()
-            recent.append((frame, None if result is None else result.boxes, pipeline.last.outcome))
-            if len(recent) > 5000:  # faults come often enough that this stays small
-                recent.popleft()
-            if number % max(1, args.frames // 200) == 0:
-                memory.append(process_memory()["resident"])
-        seconds = time.perf_counter() - start
-        snapshot = pipeline.stats.snapshot()
+    memory = Memory()
+    with ExitStack() as stack:
+        pipelines = [
+            stack.enter_context(
+                Pipeline.load(args.artifact, args.backend, threads=args.threads, policy="tolerant")
+            )
+            for _ in range(args.pipelines)
+        ]
+        with ThreadPoolExecutor(args.pipelines) as pool:
+            jobs = [
+                pool.submit(run, pipeline, args, None if number else memory)
+                for number, pipeline in enumerate(pipelines)
+            ]
+            results = [job.result() for job in jobs]
+        snapshots = [pipeline.stats.snapshot() for pipeline in pipelines]
+        choice = pipelines[0].backend_choice
 
-    drift = replay(args, recent)
-    half = len(memory) // 2
-    growth = (max(memory[half:]) - max(memory[half // 2 : half])) / 1e6 if half > 1 else 0.0
+    drift = max(replay(args, result.recent) for result in results)
+    kinds = sum((r.kinds for r in results), Counter())
+    frames = sum(r.frames for r in results)
+    seconds = max(r.seconds for r in results)
+    growth, device_growth = Memory.growth(memory.resident), Memory.growth(memory.device)
+    replayed = sum(len(r.recent) for r in results)
     report = {
-        "frames": args.frames,
+        "backend": choice,
+        "frames": frames,
         "seconds": seconds,
-        "fps": args.frames / seconds,
+        "fps": frames / seconds,
         "injected": dict(kinds),
-        "memory_mb": [round(m / 1e6, 2) for m in memory],
+        "memory_mb": [round(m / 1e6, 2) for m in memory.resident],
+        "device_mb": [round(m / 1e6, 2) for m in memory.device],
         "growth_mb": growth,
-        "replayed": len(recent),
+        "device_growth_mb": device_growth,
+        "replayed": replayed,
         "drift": drift,
-        **snapshot,
+        "pipelines": snapshots,
     }
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump(report, file, indent=1)
-    total = snapshot["latency_ms"]["total"]
-    passed = growth <= args.growth and drift == 0.0
+    total = snapshots[0]["latency_ms"]["total"]
+    passed = growth <= args.growth and device_growth <= args.growth and drift <= DRIFT
     print(
-        f"{args.frames} frames in {seconds:.0f} s ({report['fps']:.1f}/s), "
-        f"{args.frames - kinds['sound']} faults, growth {growth:.2f} MB, "
-        f"p50 {total['p50']:.2f} p99 {total['p99']:.2f} p99.9 {total['p999']:.2f} ms, "
-        f"drift over {len(recent)} replayed frames {drift:g}: {'pass' if passed else 'FAIL'}"
+        f"{choice}: {frames} frames in {seconds:.0f} s ({frames / seconds:.1f}/s), "
+        f"{frames - kinds['sound']} faults, growth {growth:.2f} MB, device {device_growth:.2f} MB, "
+        f"p50 {total['p50']:.2f} p99 {total['p99']:.2f} p99.9 {total['p999']:.2f} "
+        f"max {total['max']:.2f} ms, drift over {replayed} replayed frames {drift:g}: "
+        f"{'pass' if passed else 'FAIL'}"
     )
     return 0 if passed else 1
 
 
-def replay(args: argparse.Namespace, recent: deque) -> float:
+def replay(args: argparse.Namespace, recent: list[tuple[Frame, np.ndarray | None]]) -> float:
     """Largest difference of a fresh pipeline's boxes on the frames since the last reset."""
     worst = 0.0
     with Pipeline.load(
         args.artifact, args.backend, threads=args.threads, policy="tolerant"
     ) as fresh:
-        for frame, boxes, _ in recent:
+        for frame, boxes in recent:
             result = fresh(frame)
             if (result is None) != (boxes is None):
                 return float("inf")
-            if result is not None:
+            if result is not None and boxes is not None:
                 worst = max(worst, float(np.abs(result.boxes - boxes).max()))
     return worst
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Union
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,4 +88,4 @@ class PreparedImage:
             release(self._pixels)
 
 
-ImageInput = Union[NDArray[np.uint8], DeviceImage, PreparedImage]
+ImageInput: TypeAlias = NDArray[np.uint8] | DeviceImage | PreparedImage

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import numpy as np
@@ -44,20 +45,29 @@ class DeviceBackend(Backend):
         specs = {t.name: t for t in manifest.inputs}
         small = [t for t in manifest.inputs if t.name not in (*manifest.state, "images")]
         results = [t for t in manifest.outputs if t.name not in {*manifest.state.values()}]
-        self._states = [DeviceBlock([specs[n] for n in manifest.state]) for _ in range(2)]
         self._mirrored = [specs[n] for n in manifest.state if specs[n].nbytes <= SMALL]
-        self._mirrors = [PinnedBlock(self._mirrored) for _ in range(2)]
-        self._inputs, self._host_inputs = DeviceBlock(small), PinnedBlock(small)
-        self._outputs, self._host_outputs = DeviceBlock(results), PinnedBlock(results)
-        self._images = DeviceBlock([specs["images"]])
+        self._resources = ExitStack()  # freed in reverse order, also when this fails midway
+        self._resources.callback(self._stream.close)
+        try:
+            own = self._own
+            self._states = [own(DeviceBlock([specs[n] for n in manifest.state])) for _ in "01"]
+            self._mirrors = [own(PinnedBlock(self._mirrored)) for _ in "01"]
+            self._inputs, self._host_inputs = own(DeviceBlock(small)), own(PinnedBlock(small))
+            self._outputs, self._host_outputs = own(DeviceBlock(results)), own(PinnedBlock(results))
+            self._images = own(DeviceBlock([specs["images"]]))
+            self._events = [own(Event()) for _ in range(4)]  # start, inputs, network, end
+            self._loader = own(
+                ImageLoader(device, self._stream, manifest.preprocessing, options.threads)
+            )
+            for block in self._states:
+                self._stream.clear(block.address, block.size)
+            self._stream.synchronize()
+        except BaseException:
+            self._resources.close()
+            raise
         self._host_images: PinnedBlock | None = None
         self._images_on_host = False
-        self._loader = ImageLoader(device, self._stream, manifest.preprocessing, options.threads)
-        self._events = [Event() for _ in range(4)]  # start, inputs there, network done, end
         self._times: dict[str, float] = {}
-        for block in self._states:
-            self._stream.clear(block.address, block.size)
-        self._stream.synchronize()
 
     @abstractmethod
     def _start(self, current: int) -> None:
@@ -113,7 +123,8 @@ class DeviceBackend(Backend):
         if name != "images":
             return self._host_inputs.arrays[name]
         if self._host_images is None:
-            self._host_images = PinnedBlock([t for t in self.manifest.inputs if t.name == "images"])
+            images = [t for t in self.manifest.inputs if t.name == "images"]
+            self._host_images = self._own(PinnedBlock(images))
         self._images_on_host = True
         return self._host_images.arrays["images"]
 
@@ -226,17 +237,14 @@ class DeviceBackend(Backend):
     def close(self) -> None:
         if self._stream.handle == 0:
             return
-        self._device.make_current()
+        with suppress(DeviceError):  # a lost device gives its memory back with the process
+            self._device.make_current()
         self._drop_graphs()
-        self._loader.close()
-        for block in (*self._states, self._inputs, self._outputs, self._images):
-            block.close()
-        for pinned in (*self._mirrors, self._host_inputs, self._host_outputs, self._host_images):
-            if pinned is not None:
-                pinned.close()
-        for event in self._events:
-            event.close()
-        self._stream.close()
+        self._resources.close()
+
+    def _own(self, resource: Any) -> Any:
+        self._resources.callback(resource.close)
+        return resource
 
     def _enter(self) -> None:
         """Each call begins here: the thread gets the context, a lost device is named again."""

@@ -56,6 +56,8 @@ class ImageLoader:
     ) -> None:
         self._device = device
         self._stream = stream
+        self.uploaded = Event()
+        self._side_stream = Stream()
         self._filter = preprocessing.resize_filter
         self._size = preprocessing.image_size
         cameras = len(preprocessing.camera_names)
@@ -63,11 +65,9 @@ class ImageLoader:
         self._pool = ThreadPoolExecutor(workers, "s4d-images", initializer=device.make_current)
         self._frame_area = _Staging()
         self._side_area = _Staging()
-        self._side_stream = Stream()
         self._side_lock = threading.Lock()
         self._slots: list[DeviceBlock] = []
         self._spare: list[DeviceArray] = []
-        self.uploaded = Event()
 
     def load(
         self, images: Sequence[ImageInput], plans: Sequence[ResizeCrop], target: DeviceArray
@@ -124,7 +124,6 @@ class ImageLoader:
     def close(self) -> None:
         """Free all memory."""
         self._pool.shutdown()
-        self._device.make_current()
         for block in self._slots:
             block.close()
         self._slots.clear()
@@ -166,8 +165,10 @@ class _Staging:
 
     def reserve(self, sizes: list[int]) -> None:
         """Make room for images of so many bytes."""
-        if len(sizes) <= len(self._sizes) and all(
-            a <= b for a, b in zip(sizes, self._sizes, strict=False)
+        if (
+            self.device is not None
+            and len(sizes) <= len(self._sizes)
+            and all(a <= b for a, b in zip(sizes, self._sizes, strict=False))
         ):
             return
         count = max(len(sizes), len(self._sizes))
@@ -175,7 +176,8 @@ class _Staging:
         wanted = [max(pair) for pair in zip(*padded, strict=True)]
         specs = [TensorSpec(str(i), "uint8", (size,)) for i, size in enumerate(wanted)]
         self.close()
-        self.pinned, self.device = PinnedBlock(specs), DeviceBlock(specs)
+        self.pinned = PinnedBlock(specs)
+        self.device = DeviceBlock(specs)
         self._sizes = wanted
 
     def array(self, number: int, shape: tuple[int, ...]) -> DeviceArray:
@@ -184,6 +186,7 @@ class _Staging:
         return DeviceArray(self.device.arrays[str(number)].address, shape, "uint8", None)
 
     def close(self) -> None:
+        """Free the memory."""
         if self.pinned:
             self.pinned.close()
         if self.device:
