@@ -16,6 +16,7 @@
 #include "core/sparse_conv/gradient.h"
 #include "core/sparse_conv/rulebook.h"
 #include "core/sparse_conv/voxelize.h"
+#include "sparse_arguments.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(s4d, m) {
   m.def(
@@ -29,6 +30,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(s4d, m) {
   m.def(
       "sparse_convolution(Tensor features, Tensor weight, Tensor table, Tensor? bias, "
       "bool transposed) -> Tensor");
+  // int8 codes; the result is sum * scale + bias in float32, scale per output channel.
+  m.def(
+      "sparse_convolution_int8(Tensor features, Tensor weight, Tensor scale, Tensor table, "
+      "Tensor? bias) -> Tensor");
   m.def("sparse_weight_gradient(Tensor features, Tensor grad_output, Tensor table) -> Tensor");
   m.def(
       "sparse_scatter_dense(Tensor features, Tensor indices, int[] shape, int batch, "
@@ -45,34 +50,16 @@ STABLE_TORCH_LIBRARY_FRAGMENT(s4d, m) {
 namespace {
 
 using namespace s4d::sparse;
+using namespace s4d_torch;
 using s4d::DType;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Ints = std::vector<int64_t>;
 
 int threads() { return static_cast<int>(torch::stable::get_num_threads()); }
-
-void* pointer(const Tensor& tensor) { return tensor.numel() == 0 ? nullptr : tensor.data_ptr(); }
-
-Axes axes(const Ints& values, const char* what) {
-  STD_TORCH_CHECK(values.size() == 3, "expected three numbers for ", what, ", got ",
-                  values.size());
-  return {values[0], values[1], values[2]};
-}
 
 DType float_type(const Tensor& tensor, const char* what) {
   if (tensor.scalar_type() == ScalarType::Float) return DType::f32;
   STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Double, "expected ", what,
                   " of float32 or float64");
   return DType::f64;
-}
-
-Tensor int_rows(const Tensor& tensor, const char* what, int64_t columns) {
-  STD_TORCH_CHECK(tensor.dim() == 2 && tensor.scalar_type() == ScalarType::Int, "expected ", what,
-                  " of two dimensions and int32");
-  STD_TORCH_CHECK(columns < 0 || tensor.size(1) == columns, "expected ", what, " with ", columns,
-                  " columns, got ", tensor.size(1));
-  return torch::stable::contiguous(tensor);
 }
 
 template <class T>
@@ -153,6 +140,31 @@ Tensor convolution(const Tensor& features_in, const Tensor& weight_in, const Ten
   return output;
 }
 
+Tensor convolution_int8(const Tensor& features_in, const Tensor& weight_in,
+                        const Tensor& scale_in, const Tensor& table_in,
+                        const std::optional<Tensor>& bias_in) {
+  const Int8Arguments in(features_in, weight_in, scale_in, table_in, bias_in);
+  const float* scale = static_cast<const float*>(in.scale.data_ptr());
+  // In the core's terms: an input range of 127 makes its codes values, and channels carry the rest.
+  std::vector<float> ranges;
+  for (int64_t o = 0; o < in.scale.size(0); ++o) ranges.push_back(scale[o] * 127.0f);
+  const PackedWeights packed(pointer(in.weight), DType::i8, in.weight.size(1), in.weight.size(2),
+                             in.weight.size(0), ranges.data());
+  Tensor output = torch::stable::new_empty(in.features, {in.table.size(1), packed.columns()},
+                                           ScalarType::Float);
+  Convolution task;
+  task.weights = &packed;
+  task.table = static_cast<const int32_t*>(pointer(in.table));
+  task.out_rows = in.table.size(1);
+  task.input = Features{pointer(in.features), DType::i8, 127.0f};
+  task.bias = in.bias ? pointer(*in.bias) : nullptr;
+  task.output = Features{pointer(output), DType::f32};
+  task.threads = threads();
+  check_table(task.table, in.table.size(0), in.table.size(1), in.features.size(0));
+  convolve(task);
+  return output;
+}
+
 Tensor weight_gradient_of(const Tensor& features_in, const Tensor& grad_in,
                           const Tensor& table_in) {
   const Tensor features = torch::stable::contiguous(features_in);
@@ -180,15 +192,6 @@ Tensor weight_gradient_of(const Tensor& features_in, const Tensor& grad_in,
   return result;
 }
 
-DenseLayout layout_of(const Ints& shape, int64_t batch, const Ints& order, int64_t channels) {
-  const DenseLayout layout{Grid{batch, axes(shape, "shape")}, axes(order, "order"), channels};
-  check_grid(layout.grid);
-  for (int64_t axis : layout.order) {
-    STD_TORCH_CHECK(axis >= 0 && axis <= 2, "expected an axis order of 0, 1 and 2");
-  }
-  return layout;
-}
-
 Tensor scatter(const Tensor& features_in, const Tensor& indices_in, const Ints& shape,
                int64_t batch, const Ints& order) {
   const Tensor features = torch::stable::contiguous(features_in);
@@ -212,11 +215,7 @@ Tensor gather(const Tensor& dense_in, const Tensor& indices_in, const Ints& shap
   const Tensor indices = int_rows(indices_in, "indices", 4);
   STD_TORCH_CHECK(dense.dim() == 5, "expected a dense tensor of five dimensions");
   const DenseLayout layout = layout_of(shape, batch, order, dense.size(1));
-  bool fits = dense.size(0) == batch;
-  for (int place = 0; place < 3; ++place) {
-    fits = fits && dense.size(place + 2) == layout.grid.shape[layout.order[place]];
-  }
-  STD_TORCH_CHECK(fits, "the dense tensor does not have the size of the grid");
+  check_dense(dense, layout, batch);
   Tensor features = torch::stable::new_empty(dense, {indices.size(0), layout.channels});
   gather_dense(pointer(dense), static_cast<const int32_t*>(pointer(indices)), indices.size(0),
                layout, static_cast<int64_t>(dense.element_size()), pointer(features), threads());
@@ -229,20 +228,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> voxelization(const Tensor& po
                                                                 int64_t max_points,
                                                                 int64_t max_voxels) {
   const Tensor points = torch::stable::contiguous(points_in);
-  const Tensor limits = torch::stable::contiguous(rules_in);
-  STD_TORCH_CHECK(points.dim() == 2 && points.scalar_type() == ScalarType::Float &&
-                      limits.numel() == 9 && limits.scalar_type() == ScalarType::Float,
-                  "expected points (count, channels) and rules (3, 3) of float32");
-  VoxelRules rules;
-  const float* numbers = static_cast<const float*>(limits.data_ptr());
-  for (int axis = 0; axis < 3; ++axis) {
-    rules.low[axis] = numbers[axis];
-    rules.high[axis] = numbers[3 + axis];
-    rules.size[axis] = numbers[6 + axis];
-  }
-  rules.grid = axes(grid, "grid");
-  rules.max_points = max_points;
-  rules.max_voxels = max_voxels;
+  const VoxelRules rules = voxel_rules(points, rules_in, grid, max_points, max_voxels);
   const Voxels voxels = voxelize(static_cast<const float*>(pointer(points)), points.size(0),
                                  points.size(1), rules);
   const int64_t count = static_cast<int64_t>(voxels.kept.size());
@@ -262,6 +248,7 @@ STABLE_TORCH_LIBRARY_IMPL(s4d, CPU, m) {
   m.impl("sparse_strided_rulebook", TORCH_BOX(&strided));
   m.impl("sparse_transpose_table", TORCH_BOX(&transpose));
   m.impl("sparse_convolution", TORCH_BOX(&convolution));
+  m.impl("sparse_convolution_int8", TORCH_BOX(&convolution_int8));
   m.impl("sparse_weight_gradient", TORCH_BOX(&weight_gradient_of));
   m.impl("sparse_scatter_dense", TORCH_BOX(&scatter));
   m.impl("sparse_gather_dense", TORCH_BOX(&gather));

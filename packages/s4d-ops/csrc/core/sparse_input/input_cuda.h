@@ -1,0 +1,21 @@
+// Small steps before the sparse convolution core on the device. The rules of sparse_cuda.h hold.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "../types.h"
+
+namespace s4d::sparse::cuda {
+
+// *to = value, in stream order, without host memory that would have to outlive the call.
+cudaError_t store_int(int32_t* to, int32_t value, cudaStream_t stream);
+
+// Adds to bad[0] the number of values of (min(*count, capacity), channels) f32 or f16 features
+// that are NaN, infinite, or, with `as_half`, too large for half precision.
+cudaError_t count_not_finite(const void* features, DType type, const int32_t* count,
+                             int64_t capacity, int32_t channels, bool as_half, int32_t* bad,
+                             cudaStream_t stream);
+
+}  // namespace s4d::sparse::cuda
