@@ -84,6 +84,8 @@ class RunSettings:
         reset_sequences: start the temporal state anew where a slot of the batch begins another
             sequence, as on board. False: the published recipe, which lets time gaps decide.
         deterministic: ask torch for deterministic kernels.
+        cuda_graphs: record the network's passes once and replay them, which relieves the host. Has
+            an effect on CUDA only; needs `batch_norm` other than `sync`.
         tf32: let float32 matrix products use TF32 where the device has it.
     """
 
@@ -102,6 +104,7 @@ class RunSettings:
     max_skips: int = 20
     reset_sequences: bool = True
     deterministic: bool = False
+    cuda_graphs: bool = False
     tf32: bool = True
 
 

@@ -28,10 +28,15 @@ UNMATCHED = -1
 
 @dataclass(frozen=True)
 class CostWeights:
-    """Weights of the assignment cost; `columns` has one entry per target column."""
+    """Weights of the assignment cost; `columns` has one entry per target column.
+
+    `continuity` is taken off the cost of a carried instance and the object that it was matched to
+    in the frame before, see `continuity`; 0 is the published rule.
+    """
 
     classification: float = 2.0
     box: float = 0.25
+    continuity: float = 0.0
     columns: tuple[float, ...] = (2.0, 2.0, 2.0, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0)
     alpha: float = 0.25
     gamma: float = 2.0
@@ -106,6 +111,8 @@ def assign(
     truth: GroundTruth,
     weights: CostWeights,
     class_weights: dict[int, tuple[float, ...]],
+    together: Tensor | None = None,
+    first_temporal: int = 0,
 ) -> Tensor:
     """Prediction index (D, B, G) of every object; -1 for padding and for objects left over.
 
@@ -114,6 +121,8 @@ def assign(
         box: (D, B, A, 11) predicted box states.
         truth: ground truth on the same device.
         weights, class_weights: of the cost.
+        together: (B, T, G) bool of `continuity.same_object` for the first T instances, or None.
+        first_temporal: the decoder from which on the first T instances are the carried ones.
     """
     decoders, batch = logits.shape[:2]
     size = truth.label.shape[1]
@@ -124,6 +133,8 @@ def assign(
         column_weight = target_weights(truth.target, truth.label, class_weights)
         cost = class_cost(logits, truth.label, weights)
         cost = cost + box_cost(box[..., :TARGET_COLUMNS], truth.target, column_weight, weights)
+        if together is not None:
+            cost[first_temporal:, :, : together.shape[1]] -= weights.continuity * together
         # (G, A): the solver walks along rows, one per object.
         host = to_host(cost.transpose(-1, -2).contiguous()).numpy()
     places = [(d, b) for d in range(decoders) for b in range(batch) if truth.count[b]]

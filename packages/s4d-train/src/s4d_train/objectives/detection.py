@@ -126,7 +126,7 @@ def detection_losses(
         truth: ground truth on the predictions' device.
         factor: averaging factor, from `average_factors`.
         config: weights.
-        matched: (D, B, G) indices of `assign`, computed here where None.
+        matched: (D, B, G) indices of `assign`; None: assigned here, without regard to the past.
     """
     cls, box = predictions.cls, predictions.box
     if matched is None:

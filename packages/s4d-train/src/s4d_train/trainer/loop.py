@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from .checkpoint import (
     step_of,
 )
 from .feed import Feed
+from .graphs import GraphedModule
 from .guard import GradientScale, NonFiniteGuard, StatisticsBackup, clip_gradients
 from .log import RunLog
 from .metrics import DelayedValues
@@ -69,6 +71,12 @@ class Trainer:
             self.model.neck.compile()
         precision = Precision(self.device.type, run.precision, run.head_precision)
         self.module: nn.Module = TrainingModule(self.model, precision)
+        self.loss = config.loss
+        if run.cuda_graphs and self.device.type == "cuda":
+            self.module = GraphedModule(self.module)
+            # Recorded work has fixed shapes: as many noisy anchors in every step.
+            noise = replace(config.loss.denoising, fixed_size=True)
+            self.loss = replace(config.loss, denoising=noise)
         if ranks.world > 1:
             self.module = DistributedDataParallel(
                 self.module, broadcast_buffers=False, gradient_as_bucket_view=True
@@ -89,14 +97,14 @@ class Trainer:
     def train_step(self, batch: Batch, rate: float) -> dict[str, Tensor]:
         """One step on a batch from the loader; returns losses and gradient norm, on the device."""
         self.statistics.keep(self.step + 1)
-        targets = make_targets(batch, self.config.loss, self.draws, self.device)
+        targets = make_targets(batch, self.loss, self.draws, self.device)
         batch = batch.to(self.device, non_blocking=True)
         past = self.temporal
         if self.config.run.reset_sequences:
             past = past.reset(batch.sequence_start)
         images = self.prepare(batch)
         losses, self.temporal = forward_losses(
-            self.module, images, batch, targets, past, self.config.loss, self.draws
+            self.module, images, batch, targets, past, self.loss, self.draws
         )
         self.temporal = finite_state(self.temporal)
         total = torch.stack(list(losses.values())).sum()

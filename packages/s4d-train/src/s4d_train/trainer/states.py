@@ -15,7 +15,7 @@ from .step import TemporalState
 
 def pack_state(state: TemporalState) -> dict[str, Any]:
     """Tensors on the CPU, in dictionaries; None where there is no state."""
-    packed: dict[str, Any] = {"model": None, "denoising": None}
+    packed: dict[str, Any] = {"model": None, "denoising": None, "owner": None}
     if state.model is not None:
         packed["model"] = {
             "bank": _tensors(state.model.bank),
@@ -24,6 +24,8 @@ def pack_state(state: TemporalState) -> dict[str, Any]:
         }
     if state.denoising is not None:
         packed["denoising"] = _tensors(state.denoising)
+    if state.owner is not None:
+        packed["owner"] = state.owner.cpu()
     return packed
 
 
@@ -37,7 +39,8 @@ def unpack_state(packed: dict[str, Any], device: torch.device) -> TemporalState:
         ).to(device)
     if packed["denoising"] is not None:
         denoising = DenoisingState(**packed["denoising"]).to(device)
-    return TemporalState(model, denoising)
+    owner = packed.get("owner")
+    return TemporalState(model, denoising, None if owner is None else owner.to(device))
 
 
 def _tensors(values: Any) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from s4d_core import DenoisingQueries, Sparse4D, Sparse4DOutput, State, TemporalDenoising
 
 from ..data.batch import Batch
+from ..objectives.assignment import assign
+from ..objectives.continuity import carried_owner, same_object
 from ..objectives.denoising import DenoisingTargets, make_denoising
 from ..objectives.detection import (
     LossConfig,
@@ -29,16 +32,24 @@ from .precision import Precision
 
 @dataclass(frozen=True)
 class TemporalState:
-    """What a step hands to the next: the model's state and the kept denoising groups."""
+    """What a step hands to the next.
+
+    Attributes:
+        model: the model's state.
+        denoising: the kept denoising groups.
+        owner: (B, T) id of the object of each carried instance, -1 for none; see
+            `objectives.continuity`. None where the assignment does not ask for it.
+    """
 
     model: State | None = None
     denoising: DenoisingState | None = None
+    owner: Tensor | None = None
 
     def reset(self, where: Tensor) -> TemporalState:
         """Forgets the past of the samples where the (B,) bool `where` is True."""
         if self.model is None or self.model.timestamp.shape[0] != where.shape[0]:
             return TemporalState()
-        return TemporalState(self.model.reset(where), self.denoising)
+        return TemporalState(self.model.reset(where), self.denoising, self.owner)
 
 
 @dataclass(frozen=True)
@@ -62,25 +73,10 @@ class TrainingModule(nn.Module):
         # The model's own method, run in the precision of backbone and neck.
         object.__setattr__(model, "pyramid", precision.for_features(model.pyramid))
 
-    def forward(
-        self,
-        images: Tensor,
-        batch: Batch,
-        state: State | None,
-        denoising: DenoisingQueries | None,
-    ) -> Sparse4DOutput:
-        """The model's output for prepared images (B, N, 3, H, W)."""
+    def forward(self, *arguments: Any) -> Sparse4DOutput:
+        """As `Sparse4D.forward`, for prepared images (B, N, 3, H, W)."""
         with self.precision.for_head():
-            return self.model(
-                images,
-                batch.lidar2img,
-                batch.image_wh,
-                batch.timestamp,
-                batch.lidar2global,
-                state,
-                denoising,
-                batch.focal if batch.depth else None,
-            )
+            return self.model(*arguments)
 
 
 def make_targets(batch: Batch, config: LossConfig, draws: Draws, device: torch.device) -> Targets:
@@ -102,7 +98,7 @@ def forward_losses(
     """All losses of a step, and the temporal state after it.
 
     Args:
-        module: a `TrainingModule`, maybe inside DistributedDataParallel.
+        module: a `TrainingModule`, maybe inside GraphedModule and DistributedDataParallel.
         images: (B, N, 3, H, W), augmented and normalised.
         batch: on the device; its ground truth is not looked at.
         targets: of the batch.
@@ -120,7 +116,16 @@ def forward_losses(
         before = None if kept is None else TemporalDenoising(kept.feature, kept.anchor)
         queries = DenoisingQueries(noisy.anchor, groups, None, before)
 
-    output = module(images, batch, past.model, queries)
+    output = module(
+        images,
+        batch.lidar2img,
+        batch.image_wh,
+        batch.timestamp,
+        batch.lidar2global,
+        past.model,
+        queries,
+        batch.focal if batch.depth else None,
+    )
 
     after = noisy
     if noisy is not None and kept is not None:
@@ -154,8 +159,25 @@ def forward_losses(
     elif groups > 0:
         losses |= no_denoising_losses(free)
     # Last, because the assignment waits for the device: the work above is queued by then.
-    losses |= detection_losses(free, targets.truth, factor, config)
-    return losses, TemporalState(output.state, next_denoising)
+    together = None
+    if past.owner is not None and past.owner.shape[0] == len(batch):
+        together = same_object(past.owner, output.trace.temporal_mask, targets.truth.track_id)
+    matched = assign(
+        free.cls.detach(),
+        free.box.detach(),
+        targets.truth,
+        config.cost,
+        config.class_columns,
+        together,
+        _single_frame_decoders(module),
+    )
+    losses |= detection_losses(free, targets.truth, factor, config, matched)
+    owner = None
+    if config.cost.continuity > 0:
+        owner = carried_owner(
+            matched[-1], targets.truth.track_id, free.cls.shape[2], output.trace.cached_index
+        )
+    return losses, TemporalState(output.state, next_denoising, owner)
 
 
 def _present(tensors: list[Tensor | None]) -> list[Tensor]:
@@ -163,7 +185,8 @@ def _present(tensors: list[Tensor | None]) -> list[Tensor]:
 
 
 def _single_frame_decoders(module: object) -> int:
-    inner = getattr(module, "module", module)
+    inner = getattr(module, "module", module)  # inside DistributedDataParallel
+    inner = getattr(inner, "inner", inner)  # inside GraphedModule
     assert isinstance(inner, TrainingModule)
     return inner.model.config.decoder.num_single_frame
 
@@ -196,4 +219,4 @@ def finite_state(state: TemporalState) -> TemporalState:
             noisy.valid,
             noisy.track_id,
         )
-    return TemporalState(model, noisy)
+    return TemporalState(model, noisy, state.owner)
