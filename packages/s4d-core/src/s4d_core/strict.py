@@ -39,8 +39,8 @@ def from_plain(cls: type[T], data: Any, where: str = "config") -> T:
     """Build dataclass `cls` from the result of `to_plain` or of `json.loads`.
 
     Args:
-        cls: a dataclass. Fields may be scalars, `Literal`, tuples, other dataclasses, or a union
-            of those with None.
+        cls: a dataclass. Fields may be scalars, `Literal`, tuples, other dataclasses, a union
+            of those with None, or a union of dataclasses that a field `kind` tells apart.
         data: a mapping with the fields' names as keys. Fields with defaults may be absent.
         where: how error messages name this object.
 
@@ -71,7 +71,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in args:
             return None
         rest = [arg for arg in args if arg is not type(None)]
-        return _convert(rest[0], value, where)
+        return _convert(_chosen(rest, value, where) if len(rest) > 1 else rest[0], value, where)
     if origin is typing.Literal:
         if value not in args:
             choices = ", ".join(repr(arg) for arg in args)
@@ -93,6 +93,24 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}")
     return value
+
+
+def _chosen(classes: list[Any], value: Any, where: str) -> Any:
+    """Which of several dataclasses `value` is: by its field `kind`, the first one without it."""
+    if type(value) in classes:
+        return type(value)
+    kinds: dict[str, Any] = {_kind(c): c for c in classes}
+    kind = value.get("kind", next(iter(kinds))) if isinstance(value, Mapping) else next(iter(kinds))
+    if kind not in kinds:
+        raise ConfigError(
+            f"{where}.kind: expected one of {', '.join(map(repr, kinds))}, got {kind!r}"
+            + nearest_name(str(kind), kinds)
+        )
+    return kinds[kind]
+
+
+def _kind(cls: Any) -> str:
+    return next(str(f.default) for f in dataclasses.fields(cls) if f.name == "kind")
 
 
 def _convert_tuple(args: tuple, value: Any, where: str) -> tuple:

@@ -7,12 +7,36 @@ fine to coarse. `build_backbone` makes the one that a configuration describes.
 from __future__ import annotations
 
 from .base import Backbone
-from .config import BackboneConfig, ResNetConfig
+from .config import BackboneConfig, EvaConfig, ResNetConfig, TimmConfig, VoVNetConfig
+from .eva import Eva
 from .resnet import ResNet
+from .timm_backbone import TimmBackbone
+from .vovnet import VoVNet
+from .weights import LoadReport, load_weights
 
-__all__ = ["Backbone", "BackboneConfig", "ResNet", "ResNetConfig", "build_backbone"]
+__all__ = [
+    "Backbone",
+    "BackboneConfig",
+    "Eva",
+    "EvaConfig",
+    "ResNet",
+    "ResNetConfig",
+    "TimmBackbone",
+    "TimmConfig",
+    "VoVNet",
+    "VoVNetConfig",
+    "LoadReport",
+    "build_backbone",
+    "load_weights",
+]
 
 
 def build_backbone(config: BackboneConfig) -> Backbone:
     """The backbone of `config`, with weights as its constructor leaves them."""
+    if isinstance(config, VoVNetConfig):
+        return VoVNet(config)
+    if isinstance(config, EvaConfig):
+        return Eva(config)
+    if isinstance(config, TimmConfig):
+        return TimmBackbone(config)
     return ResNet(config)

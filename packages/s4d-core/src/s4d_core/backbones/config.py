@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 from ..errors import ConfigError
 
-__all__ = ["BackboneConfig", "ResNetConfig"]
+__all__ = ["BackboneConfig", "EvaConfig", "ResNetConfig", "TimmConfig", "VoVNetConfig"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -77,4 +77,156 @@ class ResNetConfig:
         return tuple(sizes)
 
 
-BackboneConfig: TypeAlias = ResNetConfig
+@dataclass(frozen=True)
+class VoVNetConfig:
+    """VoVNetV2 (Lee and Park, 2020), with four stages at strides 4, 8, 16 and 32.
+
+    The defaults are VoVNet-99 as DD3D has it ("V-99-eSE").
+
+    Attributes:
+        stem_channels: of the three 3x3 convolutions before the first stage.
+        widths: of each stage's 3x3 convolutions.
+        out_channels: of each stage.
+        layers: 3x3 convolutions per block.
+        blocks: per stage.
+        attention: which blocks of a stage weigh their channels (eSE): "every" as in DD3D, or
+            the "last" one as in timm.
+        frozen_stages, norm_eval, checkpointing: as in `ResNetConfig`.
+    """
+
+    stem_channels: tuple[int, int, int] = (64, 64, 128)
+    widths: tuple[int, int, int, int] = (128, 160, 192, 224)
+    out_channels: tuple[int, int, int, int] = (256, 512, 768, 1024)
+    layers: int = 5
+    blocks: tuple[int, int, int, int] = (1, 3, 9, 3)
+    attention: Literal["every", "last"] = "every"
+    frozen_stages: int = -1
+    norm_eval: bool = False
+    checkpointing: bool = False
+    kind: Literal["vovnet"] = "vovnet"
+
+    def __post_init__(self) -> None:
+        sizes = (*self.stem_channels, *self.widths, *self.out_channels, *self.blocks, self.layers)
+        _require(min(sizes) >= 1, "backbone: every width and count must be at least 1")
+        _require(
+            -1 <= self.frozen_stages <= 4,
+            f"backbone.frozen_stages: expected -1..4, got {self.frozen_stages}",
+        )
+
+    def level_sizes(self, image_size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+        """(height, width) of the four outputs: strided convolutions round up, pooling down."""
+        _require(min(image_size) >= 29, f"backbone: images of {image_size} are too small")
+        height, width = ((n + 3) // 4 for n in image_size)
+        return tuple((height >> i, width >> i) for i in range(4))
+
+
+@dataclass(frozen=True)
+class EvaConfig:
+    """EVA-02 (Fang et al., 2023): a plain ViT with rotary positions, and ViTDet's pyramid on it.
+
+    The defaults are EVA02-L as its detectors use it: patches of 16 pixels, most blocks look at
+    windows of 16 x 16 patches, every third at the whole image.
+
+    Attributes:
+        patch_size: pixels; image sides must be multiples of it.
+        width, depth, num_heads: of the transformer.
+        hidden: width of the gated feed-forward layers (SwiGLU).
+        position_grid: patches (rows, columns) of the learned position embedding. It is resampled
+            to the image at hand.
+        rotary_grid: patches per side to which rotary positions are scaled, the grid of
+            pre-training.
+        window_size: patches per side of a window.
+        global_blocks: blocks that look at the whole image.
+        drop_path: chance to skip the last block in training; earlier ones in proportion.
+        pyramid_channels: channels of the four outputs at strides 1/4, 1/2, 1 and 2 patches;
+            None: one output, the transformer's own map.
+        checkpointing: recompute each block in backward instead of keeping its activations.
+    """
+
+    patch_size: int = 16
+    width: int = 1024
+    depth: int = 24
+    num_heads: int = 16
+    hidden: int = 2730
+    position_grid: tuple[int, int] = (16, 16)
+    rotary_grid: int = 16
+    window_size: int = 16
+    global_blocks: tuple[int, ...] = (2, 5, 8, 11, 14, 17, 20, 23)
+    drop_path: float = 0.3
+    pyramid_channels: int | None = 256
+    checkpointing: bool = True
+    kind: Literal["eva"] = "eva"
+
+    def __post_init__(self) -> None:
+        _require(
+            self.width % (4 * self.num_heads) == 0,
+            f"backbone.width: expected a multiple of 4 x num_heads ({4 * self.num_heads}), got "
+            f"{self.width}",
+        )
+        _require(self.window_size >= 1, "backbone.window_size: expected at least 1")
+        _require(0 <= self.drop_path < 1, "backbone.drop_path: expected 0..1")
+        _require(
+            all(0 <= i < self.depth for i in self.global_blocks),
+            f"backbone.global_blocks: expected 0..{self.depth - 1}, got {self.global_blocks}",
+        )
+
+    @property
+    def out_channels(self) -> tuple[int, ...]:
+        """Channels of the outputs."""
+        return (self.width,) if self.pyramid_channels is None else (self.pyramid_channels,) * 4
+
+    def level_sizes(self, image_size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+        """(height, width) of the outputs."""
+        patch = self.patch_size
+        _require(
+            image_size[0] % patch == 0 and image_size[1] % patch == 0,
+            f"image.size: expected multiples of backbone.patch_size {patch}, got {image_size}",
+        )
+        height, width = image_size[0] // patch, image_size[1] // patch
+        if self.pyramid_channels is None:
+            return ((height, width),)
+        return (
+            (4 * height, 4 * width),
+            (2 * height, 2 * width),
+            (height, width),
+            (height // 2, width // 2),
+        )
+
+
+@dataclass(frozen=True)
+class TimmConfig:
+    """A feature-extracting model of timm, by name; needs the extra `s4d-core[timm]`.
+
+    Attributes:
+        name: timm's.
+        out_indices: which of its feature maps to use, fine to coarse.
+        pretrained: new models start with the weights that timm publishes (a download).
+        norm_eval, checkpointing: as in `ResNetConfig`.
+    """
+
+    name: str
+    out_indices: tuple[int, ...] = (1, 2, 3, 4)
+    pretrained: bool = False
+    norm_eval: bool = False
+    checkpointing: bool = False
+    kind: Literal["timm"] = "timm"
+
+    @property
+    def out_channels(self) -> tuple[int, ...]:
+        """Channels of the outputs.
+
+        Raises:
+            ConfigError: timm is not installed or does not have this model.
+        """
+        from .timm_backbone import feature_channels
+
+        return feature_channels(self)
+
+    def level_sizes(self, image_size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+        """(height, width) of the outputs."""
+        from .timm_backbone import feature_sizes
+
+        return feature_sizes(self, image_size)
+
+
+BackboneConfig: TypeAlias = ResNetConfig | VoVNetConfig | EvaConfig | TimmConfig

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +14,17 @@ from torch.utils.checkpoint import checkpoint
 __all__ = ["recomputed"]
 
 
-def recomputed(block: nn.Module, x: Tensor) -> Tensor:
-    """`block(x)`, with activations recomputed in backward and statistics updated once."""
+def recomputed(block: nn.Module, x: Tensor, *constants: Any) -> Tensor:
+    """`block(x, *constants)`, recomputed in backward, with statistics updated once."""
     if torch.compiler.is_compiling():
         # The compiler recomputes values, not the updates of buffers, and takes no context.
-        return checkpoint(block, x, use_reentrant=False)
+        return checkpoint(block, x, *constants, use_reentrant=False)
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
         return nullcontext(), _statistics_untouched(block)
 
     context_fn: Callable = contexts
-    return checkpoint(block, x, use_reentrant=False, context_fn=context_fn)
+    return checkpoint(block, x, *constants, use_reentrant=False, context_fn=context_fn)
 
 
 @contextmanager

@@ -5,14 +5,11 @@ Parameter names are torchvision's, so its weight files load as they are.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from .base import Backbone
 from .config import ResNetConfig
 from .deform_conv import DeformConv2d
-from .recompute import recomputed
 
 __all__ = ["ResNet"]
 
@@ -98,7 +95,11 @@ class ResNet(Backbone):
                 blocks.append(block(channels, width, stride, config, config.deformable[stage]))
                 channels = width * block.expansion
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
-        self._freeze()
+        self.checkpointing = config.checkpointing
+        frozen: list[nn.Module] = []
+        if config.frozen_stages >= 0:
+            frozen = [self.conv1, self.bn1, *self.stages[: config.frozen_stages]]
+        self.fix(frozen, config.norm_eval)
 
     @property
     def stages(self) -> list[nn.Sequential]:
@@ -111,10 +112,7 @@ class ResNet(Backbone):
         outputs = []
         for stage in self.stages:
             for block in stage:
-                if self.config.checkpointing and self.training and torch.is_grad_enabled():
-                    x = recomputed(block, x)
-                else:
-                    x = block(x)
+                x = self.run(block, x)
             outputs.append(x)
         return outputs
 
@@ -126,23 +124,3 @@ class ResNet(Backbone):
         for module in self.modules():
             if isinstance(module, DeformConv2d):
                 module.init_weights()
-
-    def train(self, mode: bool = True) -> ResNet:
-        super().train(mode)
-        if mode:
-            fixed: list[nn.Module] = [self] if self.config.norm_eval else self._frozen()
-            for part in fixed:
-                for module in part.modules():
-                    if isinstance(module, _BatchNorm):
-                        module.eval()
-        return self
-
-    def _frozen(self) -> list[nn.Module]:
-        count = self.config.frozen_stages
-        if count < 0:
-            return []
-        return [self.conv1, self.bn1, *self.stages[:count]]
-
-    def _freeze(self) -> None:
-        for part in self._frozen():
-            part.requires_grad_(False)
