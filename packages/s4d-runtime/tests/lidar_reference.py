@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from s4d_ops import sparse
-from s4d_runtime.lidar.graph import AddNode, ConvNode, ReluNode, ReshapeNode, build_graph
+from s4d_runtime.lidar.graph import build_graph
+from s4d_runtime.lidar.nodes import AddNode, ConvNode, ReluNode, ReshapeNode
 from s4d_runtime.lidar.onnx_file import OnnxGraph, read_onnx
 
 SHARED = Path(os.environ.get("S4D_SHARED", Path(__file__).parents[3].parent / "shared"))

@@ -33,7 +33,7 @@ def test_example_file(example, precision):
     assert relative(dense.astype(np.float64), want) <= limit
     assert np.abs(dense - want).max() <= 3e-3 * np.abs(want).max()
     # Everything is fused: 21 convolutions, the scatter and the reshape.
-    assert len(engine._plan.steps) == 23
+    assert len(engine.plan.steps) == 23
     np.testing.assert_array_equal(dense, engine(features, indices))
 
 
@@ -96,7 +96,7 @@ def test_int8_end_to_end(example):
     assert error <= 0.035 and cosine >= 0.85
     assert effect >= 0.05  # int8 does something here
     # Tensors between int8 layers are stored as int8.
-    stored = [engine._plan.storage[s.target].dtype for s in engine._plan.steps[:21]]
+    stored = [engine.plan.storage[s.target].dtype for s in engine.plan.steps[:21]]
     assert stored == ["float16"] * 2 + ["int8"] * 18 + ["float16"]
     assert engine.weight_bytes < 0.5 * SparseEngine(engine.graph, "fp16").weight_bytes
 
@@ -120,9 +120,9 @@ def test_int8_layer_by_layer(example):
     source = calibrated_example(features, indices, grid)
     graph = build_graph(source)
     engine = SparseEngine(graph, "int8")
-    tensors = _run_keeping_everything(engine, features, indices, grid)
+    tensors = engine.trace(features, indices, grid, fused=True)
     checked = 0
-    for step in engine._plan.steps:
+    for step in engine.plan.steps:
         if not isinstance(step, ConvStep) or not step.quantised:
             continue
         node = step.node
@@ -152,13 +152,6 @@ def test_int8_layer_by_layer(example):
             assert np.abs(got.values() - y).max() <= 1e-3 * np.abs(y).max(), node.name
         checked += 1
     assert checked == 18
-
-
-def _run_keeping_everything(engine, features, indices, grid):
-    from s4d_runtime.lidar.plan import Plan
-
-    plan = Plan(engine._plan.steps, engine._plan.storage, tuple(() for _ in engine._plan.steps))
-    return engine._run(plan, features, indices, grid, 1).tensors
 
 
 def _table(node, given, got):
@@ -289,4 +282,4 @@ def test_addition_that_cannot_be_fused(example):
     np.testing.assert_allclose(
         engine(features, indices, grid), plain(features, indices, grid), atol=1e-5
     )
-    assert any(type(s).__name__ == "AddStep" for s in engine._plan.steps)
+    assert any(type(s).__name__ == "AddStep" for s in engine.plan.steps)

@@ -7,25 +7,38 @@ engine needs two sets of addresses and, as a CUDA graph, two graphs.
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from s4d_ops.image import ResizeCrop
 
-from ..artifact import Manifest
-from ..cuda.driver import Device, Event, Graph, Stream
+from ..artifact import Artifact, Manifest
+from ..cuda.driver import Device, Event, Graph, Stream, forget_runtime_error
 from ..cuda.images import ImageLoader
 from ..cuda.memory import DeviceArray, DeviceBlock, PinnedBlock
-from ..errors import BackendError, DeviceError, DeviceLostError, DeviceMemoryError
+from ..errors import (
+    BackendError,
+    BackendUnavailableError,
+    DeviceError,
+    DeviceLostError,
+    DeviceMemoryError,
+)
 from ..image_input import DeviceImage, ImageInput, PreparedImage
 from .base import Backend, EngineOptions
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 __all__ = ["DeviceBackend"]
+
+log = logging.getLogger("s4d_runtime")
 
 SMALL = 64  # bytes: state entries up to this size are also kept on the host (the id counter)
 STAGES = ("gpu_upload", "gpu_resize", "gpu_network", "gpu_download")
@@ -69,6 +82,37 @@ class DeviceBackend(Backend):
         self._images_on_host = False
         self._times: dict[str, float] = {}
 
+    @classmethod
+    def load(cls, artifact: Artifact, options: EngineOptions) -> Self:
+        try:
+            return cls._load(artifact, options)
+        except (BackendUnavailableError, DeviceMemoryError, DeviceLostError):
+            raise
+        except BackendError as error:
+            if not options.cuda_graph:
+                raise
+            # Perhaps only the recording failed. A fresh engine, because this one may be confused.
+            forget_runtime_error()
+            backend = cls._load(artifact, replace(options, cuda_graph=False))
+            backend.graph_note = f"without CUDA graphs: {error}"
+            log.warning("%s runs %s", cls.name, backend.graph_note)
+            return backend
+
+    @classmethod
+    def _load(cls, artifact: Artifact, options: EngineOptions) -> Self:
+        backend = cls(artifact.manifest, Device(options.device), options)
+        try:
+            backend.open(artifact, options)
+            backend.first_runs(options.cuda_graph)
+        except BaseException:
+            backend.close()
+            raise
+        return backend
+
+    @abstractmethod
+    def open(self, artifact: Artifact, options: EngineOptions) -> None:
+        """Load the model into the engine and bind it to ``addresses``."""
+
     @abstractmethod
     def _start(self, current: int) -> None:
         """Put one run of the network on the stream, with state set ``current`` as its input."""
@@ -87,25 +131,17 @@ class DeviceBackend(Backend):
     def first_runs(self, cuda_graph: bool) -> None:
         """Run the network with both sets of addresses, then record it as two CUDA graphs.
 
-        Where only the recording fails, the engine goes on without; ``graph_note`` says why.
-
         Raises:
-            BackendError: the network does not run.
+            BackendError: the network does not run, or cannot be recorded.
         """
         for current in (0, 1, 0, 1):
             self._start(current)
             self._stream.synchronize()
         if cuda_graph:
-            try:
-                self._graphs = [self._capture(current) for current in (0, 1)]
-                for graph in self._graphs:
-                    graph.launch(self._stream)
-                self.graph_note = "two CUDA graphs"
-            except (DeviceMemoryError, DeviceLostError):
-                raise
-            except BackendError as error:
-                self._drop_graphs()
-                self.graph_note = f"without CUDA graphs: {error}"
+            self._graphs = [self._own(self._capture(current)) for current in (0, 1)]
+            for graph in self._graphs:
+                graph.launch(self._stream)
+            self.graph_note = "two CUDA graphs"
         for block in self._states:
             self._stream.clear(block.address, block.size)
         self._stream.synchronize()
@@ -239,7 +275,7 @@ class DeviceBackend(Backend):
             return
         with suppress(DeviceError):  # a lost device gives its memory back with the process
             self._device.make_current()
-        self._drop_graphs()
+        self._graphs = []
         self._resources.close()
 
     def _own(self, resource: Any) -> Any:
@@ -270,8 +306,3 @@ class DeviceBackend(Backend):
             stage: later.milliseconds_since(earlier)
             for stage, (earlier, later) in zip(STAGES, pairs, strict=True)
         }
-
-    def _drop_graphs(self) -> None:
-        for graph in self._graphs:
-            graph.close()
-        self._graphs = []

@@ -1,8 +1,12 @@
 """ONNX Runtime's CUDA provider, replayed as CUDA graphs.
 
 The session runs on our stream with every input and output bound to device memory of ours. After
-two ordinary runs, which let it choose its convolutions and fill its arena, one run for each of the
-two state orders is captured; a frame is then one graph launch, without ONNX Runtime.
+ordinary runs, which let it choose its convolutions and fill its arena, one run for each of the two
+state orders is captured; a frame is then one graph launch, without ONNX Runtime.
+
+We capture ourselves because ONNX Runtime keeps its graphs per thread. Its own switch is on all the
+same: it refuses graphs with work on the CPU, which a replay would leave out, and it keeps the host
+buffers that a replay reads again.
 """
 
 from __future__ import annotations
@@ -58,17 +62,6 @@ class OnnxRuntimeCuda(DeviceBackend):
             return "the installed onnxruntime has no CUDA provider; install s4d-runtime[gpu]"
         return None
 
-    @classmethod
-    def load(cls, artifact: Artifact, options: EngineOptions) -> OnnxRuntimeCuda:
-        backend = cls(artifact.manifest, Device(options.device), options)
-        try:
-            backend._open(artifact, options)
-            backend.first_runs(options.cuda_graph)
-        except BaseException:
-            backend.close()
-            raise
-        return backend
-
     @property
     def details(self) -> str:
         tf32 = "TF32 on" if self._tf32 else "TF32 off"
@@ -79,7 +72,7 @@ class OnnxRuntimeCuda(DeviceBackend):
         self._session = None
         super().close()
 
-    def _open(self, artifact: Artifact, options: EngineOptions) -> None:
+    def open(self, artifact: Artifact, options: EngineOptions) -> None:
         import onnxruntime as ort
 
         settings = ort.SessionOptions()
@@ -96,6 +89,7 @@ class OnnxRuntimeCuda(DeviceBackend):
             "cudnn_conv_algo_search": "EXHAUSTIVE",
             "cudnn_conv_use_max_workspace": "1",
             "arena_extend_strategy": "kSameAsRequested",
+            "enable_cuda_graph": "1" if options.cuda_graph else "0",
         }
         data = artifact.read_model()
         try:
@@ -115,6 +109,7 @@ class OnnxRuntimeCuda(DeviceBackend):
         self._run_options = ort.RunOptions()
         # We wait once a frame, when the results are on the host, not once a run.
         self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._run_options.add_run_config_entry("gpu_graph_id", "-1")  # no capture of its own
         self._bindings = [self._bind(0), self._bind(1)]
 
     def _start(self, current: int) -> None:

@@ -54,17 +54,6 @@ class TensorRT(DeviceBackend):
             return "the package tensorrt is not installed; install s4d-runtime[tensorrt]"
         return None
 
-    @classmethod
-    def load(cls, artifact: Artifact, options: EngineOptions) -> TensorRT:
-        backend = cls(artifact.manifest, Device(options.device), options)
-        try:
-            backend._open(artifact)
-            backend.first_runs(options.cuda_graph)
-        except BaseException:
-            backend.close()
-            raise
-        return backend
-
     @property
     def details(self) -> str:
         return f"{self._version}, {self._device.name}, {self.graph_note}"
@@ -81,7 +70,7 @@ class TensorRT(DeviceBackend):
         self._runtime = None
         super().close()
 
-    def _open(self, artifact: Artifact) -> None:
+    def open(self, artifact: Artifact, options: EngineOptions) -> None:
         trt = _load_tensorrt()
         self._version = f"TensorRT {trt.__version__}"
         self._logger = _make_logger(trt)

@@ -23,6 +23,7 @@ __all__ = [
     "call",
     "cuda_device_problem",
     "device_error",
+    "forget_runtime_error",
     "is_pinned",
 ]
 
@@ -287,3 +288,15 @@ def is_pinned(address: int) -> bool:
     kind = c_uint()
     code = _library().cuPointerGetAttribute(byref(kind), _MEMORY_TYPE, address)
     return code == 0 and kind.value == _HOST_MEMORY
+
+
+def forget_runtime_error() -> None:
+    """Clear the CUDA runtime library's memory of the last error in this thread.
+
+    A failed capture leaves it set, and the next engine would take it for its own.
+    """
+    for name in ("libcudart.so.13", "libcudart.so.12"):
+        try:
+            ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW).cudaGetLastError()
+        except OSError:  # not loaded in this process
+            continue
