@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import s4d_core
-from s4d_core.aggregation import project_points
 from s4d_core.aggregation_op import FeatureMaps, layout_tables
 from s4d_core.anchor_encoder import AnchorEncoder
 from s4d_core.anchors import prepare_anchors
@@ -21,6 +20,7 @@ from s4d_core.box import decode_boxes, project_boxes
 from s4d_core.decode import rank
 from s4d_core.decoder_layer import DecoderLayer
 from s4d_core.depth import DepthBranch
+from s4d_core.key_points import project_points
 from s4d_core.refinement import Refinement
 
 

@@ -49,6 +49,8 @@ def temporal_mask(
         mask (B,) bool, and (B,) seconds that are never 0.
     """
     mask = bank.valid & (interval.abs() <= config.max_time_interval)
+    if config.refine_interval == "default":
+        return mask, torch.full_like(interval, config.default_time_interval)
     used = torch.where(mask & (interval != 0), interval, config.default_time_interval)
     return mask, used
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -115,11 +116,16 @@ def check_weights(
 
 
 def _some(names: Iterable[str], count: int = 3) -> str:
-    """` (a, b, c, ...)`, or nothing for no names."""
+    """` (a, b, c, ...)`, or nothing for no names; many of one part are given by their number."""
     ordered = sorted(names)
     if not ordered:
         return ""
-    return " (" + ", ".join(ordered[:count]) + (", ...)" if len(ordered) > count else ")")
+    text = ", ".join(ordered[:count]) + (", ..." if len(ordered) > count else "")
+    parts = Counter(".".join(name.split(".")[:2]) for name in ordered)
+    if len(ordered) > count:
+        largest = ", ".join(f"{part} {n}" for part, n in parts.most_common(count))
+        text += f"; most of {largest}"
+    return f" ({text})"
 
 
 def _read_config(path: Path) -> Sparse4DConfig:

@@ -11,7 +11,16 @@ from torch import Tensor
 from .box import decode_boxes
 from .config import Sparse4DConfig
 
-__all__ = ["Detections", "Ranking", "decode", "decode_tensors", "rank"]
+__all__ = [
+    "Detections",
+    "Ranked",
+    "Ranking",
+    "decode",
+    "decode_ranked",
+    "decode_tensors",
+    "rank",
+    "select",
+]
 
 
 @dataclass(frozen=True)
@@ -56,40 +65,81 @@ class _Output(Protocol):
     def track_ids(self) -> Tensor: ...
 
 
-def rank(cls: Tensor, quality: Tensor, config: Sparse4DConfig) -> Ranking:
+def rank(cls: Tensor, quality: Tensor | None, config: Sparse4DConfig) -> Ranking:
     """Choose `num_output` instances by class score, then order them by score x centerness.
+
+    With `decode_classes="all"`, pairs of instance and class are chosen, as in v1 and v2.
 
     Args:
         cls: (B, A, classes) logits.
-        quality: (B, A, 2) logits, centerness first.
+        quality: (B, A, 2) logits, centerness first; None: class scores are the scores.
     """
-    best, label = cls.sigmoid().max(dim=-1)
-    class_scores, index = best.topk(config.num_output, dim=1)
-    fused = class_scores * quality[..., 0].gather(1, index).sigmoid()
-    scores, order = fused.topk(config.num_output, dim=1)
-    index = index.gather(1, order)
+    count, classes = config.num_output, cls.shape[-1]
+    if config.decode_classes == "best":
+        best, label = cls.sigmoid().max(dim=-1)
+        class_scores, rows = best.topk(count, dim=1)
+        labels = label.gather(1, rows)
+    else:
+        class_scores, pair = cls.sigmoid().flatten(1).topk(count, dim=1)
+        rows = torch.div(pair, classes, rounding_mode="floor")
+        labels = pair - rows * classes
+    if quality is None:
+        return Ranking(class_scores, labels, rows, class_scores)
+    fused = class_scores * quality[..., 0].gather(1, rows).sigmoid()
+    scores, order = fused.topk(count, dim=1)
     if config.score_order == "aligned":
         class_scores = class_scores.gather(1, order)
-    return Ranking(scores, label.gather(1, index), index, class_scores)
+    return Ranking(scores, labels.gather(1, order), rows.gather(1, order), class_scores)
+
+
+class Ranked(NamedTuple):
+    """Detections of every sample before any threshold, by falling score; K = `num_output`.
+
+    Attributes:
+        boxes, scores, labels, track_ids: (B, K, 10), (B, K), (B, K) int64, (B, K) int64.
+        class_scores: (B, K), in the order that `config.score_order` says.
+        own_scores: (B, K), each box's own class score.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    track_ids: Tensor
+    class_scores: Tensor
+    own_scores: Tensor
+
+
+def decode_ranked(
+    cls: Tensor, quality: Tensor | None, box: Tensor, track_ids: Tensor, config: Sparse4DConfig
+) -> Ranked:
+    """What `decode` chooses from, on the device of its inputs; arguments as `decode_tensors`."""
+    ranking = rank(cls, quality, config)
+    rows = ranking.rows.unsqueeze(-1).expand(-1, -1, box.shape[-1])
+    return Ranked(
+        decode_boxes(box.gather(1, rows)),
+        ranking.scores,
+        ranking.labels,
+        track_ids.gather(1, ranking.rows),
+        ranking.class_scores,
+        cls.sigmoid().flatten(1).gather(1, ranking.rows * cls.shape[-1] + ranking.labels),
+    )
 
 
 def decode_tensors(
-    cls: Tensor, quality: Tensor, box: Tensor, track_ids: Tensor, config: Sparse4DConfig
+    cls: Tensor, quality: Tensor | None, box: Tensor, track_ids: Tensor, config: Sparse4DConfig
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Batched decoding with a fixed number of boxes: what an exported graph ends with.
 
     Args:
-        cls, quality, box: (B, A, classes), (B, A, 2), (B, A, 11) of the last decoder.
+        cls, quality, box: (B, A, classes), (B, A, 2) or None, (B, A, 11) of the last decoder.
         track_ids: (B, A).
 
     Returns:
         boxes (B, K, 10), scores (B, K), labels (B, K) int64, track ids (B, K) int64, by falling
         score; K = `config.num_output`. No threshold is applied.
     """
-    ranking = rank(cls, quality, config)
-    rows = ranking.rows.unsqueeze(-1).expand(-1, -1, box.shape[-1])
-    boxes = decode_boxes(box.gather(1, rows))
-    return boxes, ranking.scores, ranking.labels, track_ids.gather(1, ranking.rows)
+    found = decode_ranked(cls, quality, box, track_ids, config)
+    return found.boxes, found.scores, found.labels, found.track_ids
 
 
 def decode(output: _Output, config: Sparse4DConfig) -> list[Detections]:
@@ -101,22 +151,19 @@ def decode(output: _Output, config: Sparse4DConfig) -> list[Detections]:
             class score is taken before it is multiplied by centerness, as in the reference.
     """
     cls, quality = output.cls[-1], output.quality[-1]
-    assert cls is not None and quality is not None
-    boxes, scores, labels, ids = decode_tensors(
-        cls, quality, output.box[-1], output.track_ids, config
-    )
-    ranking = rank(cls, quality, config)
-    own = cls.sigmoid().amax(dim=-1).gather(1, ranking.rows)
+    assert cls is not None
+    return select(decode_ranked(cls, quality, output.box[-1], output.track_ids, config), config)
+
+
+def select(ranked: Ranked, config: Sparse4DConfig) -> list[Detections]:
+    """Apply `config.score_threshold`, sample by sample."""
     result = []
-    for b in range(boxes.shape[0]):
-        keep = torch.ones_like(own[b], dtype=torch.bool)
+    for boxes, scores, labels, ids, class_scores, own in zip(*ranked, strict=True):
+        keep = torch.ones_like(own, dtype=torch.bool)
         if config.score_threshold is not None:
-            keep = own[b] >= config.score_threshold
+            keep = own >= config.score_threshold
         # Under "reference" the list of class scores is shortened to its best n, n boxes kept.
-        kept_scores = ranking.class_scores[b]
         aligned = config.score_order == "aligned"
-        kept_scores = kept_scores[keep] if aligned else kept_scores[: int(keep.sum())]
-        result.append(
-            Detections(boxes[b][keep], scores[b][keep], labels[b][keep], ids[b][keep], kept_scores)
-        )
+        kept_scores = class_scores[keep] if aligned else class_scores[: int(keep.sum())]
+        result.append(Detections(boxes[keep], scores[keep], labels[keep], ids[keep], kept_scores))
     return result

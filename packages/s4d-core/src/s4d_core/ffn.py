@@ -1,10 +1,10 @@
-"""The feed-forward network between aggregation and refinement."""
+"""The feed-forward networks between aggregation and refinement."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-__all__ = ["AsymmetricFFN"]
+__all__ = ["FFN", "AsymmetricFFN"]
 
 
 class AsymmetricFFN(nn.Module):
@@ -27,3 +27,19 @@ class AsymmetricFFN(nn.Module):
         x = self.norm(x)
         hidden = self.dropout(self.relu(self.expand(x)))
         return self.shortcut(x) + self.dropout(self.reduce(hidden))
+
+
+class FFN(nn.Module):
+    """A two-layer network whose result is added to its input (REFERENCE C3)."""
+
+    def __init__(self, dims: int, hidden_dims: int, dropout: float) -> None:
+        super().__init__()
+        self.expand = nn.Linear(dims, hidden_dims)
+        self.reduce = nn.Linear(hidden_dims, dims)
+        self.relu = nn.ReLU()
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dims) to (..., dims)."""
+        hidden = self.dropout(self.relu(self.expand(x)))
+        return x + self.dropout(self.reduce(hidden))

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from .aggregation_op import FeatureMaps
+from .aggregation_op import deformable_aggregation
 from .anchor_encoder import AnchorEncoder
 from .bank import assign_ids, merge, remember, temporal_mask
 from .box import project_boxes
 from .config import Sparse4DConfig
 from .decoder_layer import DecoderLayer
 from .denoising import DenoisingOutput, DenoisingQueries, full_attention_mask, insert_temporal
+from .feature_queue import FeatureQueue, past_frames, push
 from .instance_attention import InstanceAttention
+from .key_points import place_points, project_points
+from .layers import no_autocast
 from .state import BankState, BankTrace
+from .temporal_sampling import DepthReweight, Other, View
 
 __all__ = ["FrameOutput", "InstanceBank", "SparseHead"]
 
@@ -46,15 +51,18 @@ class FrameOutput:
 class InstanceBank(nn.Module):
     """Parameters of the free instances: their start boxes and features.
 
-    `handler_fix_scale` takes no part in anything. The published files have it, and a converted
+    `handler_fix_scale` takes no part in anything. The published v3 files have it, and a converted
     checkpoint keeps every entry.
     """
 
-    def __init__(self, anchors: Tensor, embed_dims: int) -> None:
+    def __init__(self, config: Sparse4DConfig, anchors: Tensor) -> None:
         super().__init__()
         self.anchor = nn.Parameter(anchors.clone())
-        self.feature = nn.Parameter(torch.zeros(anchors.shape[0], embed_dims), requires_grad=False)
-        self.handler_fix_scale = nn.Parameter(torch.zeros(1, 3), requires_grad=False)
+        self.feature = nn.Parameter(
+            torch.zeros(anchors.shape[0], config.embed_dims), requires_grad=config.learned_features
+        )
+        if config.aggregation.stored_points:
+            self.handler_fix_scale = nn.Parameter(torch.zeros(1, 3), requires_grad=False)
 
     def forward(self, batch_size: int) -> tuple[Tensor, Tensor]:
         """Start features (B, A, C) and boxes (B, A, 11)."""
@@ -70,17 +78,19 @@ class SparseHead(nn.Module):
     def __init__(self, config: Sparse4DConfig, anchors: Tensor) -> None:
         super().__init__()
         self.config = config
-        self.bank = InstanceBank(anchors, config.embed_dims)
+        self.bank = InstanceBank(config, anchors)
         self.anchor_encoder = AnchorEncoder(config.anchor_encoder, config.embed_dims)
         self.instance_attention = InstanceAttention(config.embed_dims, config.decoder.decoupled)
         self.layers = nn.ModuleList(
             DecoderLayer(
                 config,
-                with_self_attention=i > 0,
+                with_self_attention=i > 0 or config.decoder.first_attention,
                 with_temporal_attention=i >= config.decoder.num_single_frame,
             )
             for i in range(config.decoder.num_layers)
         )
+        reweight = config.depth_reweight
+        self.depth_reweight = DepthReweight(reweight, config.embed_dims) if reweight else None
 
     @property
     def decoders(self) -> list[DecoderLayer]:
@@ -89,26 +99,34 @@ class SparseHead(nn.Module):
 
     def forward(
         self,
-        maps: FeatureMaps,
-        lidar2img: Tensor,
+        view: View,
         image_wh: Tensor,
         prev_to_current: Tensor,
         time_interval: Tensor,
         bank: BankState,
         denoising: DenoisingQueries | None = None,
         every_layer: bool = False,
+        future: Sequence[Other] = (),
     ) -> FrameOutput:
-        """One frame. Arguments and result as in `Sparse4D.frame`, with features for images."""
+        """One frame. Arguments and result as in `Sparse4D.frame`, with features for images.
+
+        `future` are frames to come, the farthest first, in a model that samples them.
+        """
         config = self.config
         single, last = config.decoder.num_single_frame, len(self.layers) - 1
         mask, interval = temporal_mask(bank, time_interval, config)
         past_box = project_boxes(
             bank.anchor, prev_to_current, time_interval, config.legacy_yaw_order
         )
-        feature, box, visible = self._start(maps.feature.shape[0], denoising)
+        others = list(future)
+        if bank.queue is not None:
+            others = past_frames(bank.queue, bank.valid, prev_to_current, time_interval, view.maps)
+        feature, box, visible = self._start(view.maps.feature.shape[0], denoising)
         embed = self.anchor_encoder(box)
-        past_embed = self.anchor_encoder(past_box)
-        past = self.instance_attention.past(bank.feature, bank.valid, visible, feature.shape[1])
+        past = past_embed = None
+        if config.num_temporal:
+            past_embed = self.anchor_encoder(past_box)
+            past = self.instance_attention.past(bank.feature, bank.valid, visible, feature.shape[1])
 
         cls_list: list[Tensor | None] = []
         box_list: list[Tensor] = []
@@ -118,7 +136,15 @@ class SparseHead(nn.Module):
             feature = layer.interact(
                 self.instance_attention, feature, embed, visible, past, past_embed
             )
-            feature = layer.look(feature, box, embed, maps, lidar2img, image_wh)
+            feature = layer.look(
+                feature,
+                box,
+                embed,
+                view,
+                image_wh,
+                self._elsewhere(box, others),
+                self.depth_reweight,
+            )
             box = layer.refinement(feature, box, embed, interval)
             # Scores between the first and the last decoder serve losses only.
             scored = self.training or every_layer or i in (single - 1, last)
@@ -128,7 +154,7 @@ class SparseHead(nn.Module):
             quality_list.append(quality)
             if i == last:
                 break
-            if i == single - 1:
+            if i == single - 1 and config.num_temporal:
                 feature, box, update_index = self._merge_past(
                     feature, box, cls, bank.feature, past_box, mask
                 )
@@ -150,7 +176,38 @@ class SparseHead(nn.Module):
             bank,
             denoising,
             (interval, mask, past_box, update_index),
+            push(bank.queue, view, others) if bank.queue is not None else None,
         )
+
+    def depth_confidence(self, view: View, box: Tensor, image_wh: Tensor) -> Tensor:
+        """How well image features fit the distance of known boxes (REFERENCE C6).
+
+        Args:
+            view: current features; image_wh: (B, N, 2).
+            box: (B, G, 11).
+
+        Returns:
+            (B, G, P) for the P fixed key points; features are the mean over cameras and levels.
+        """
+        assert self.depth_reweight is not None
+        scale = self.decoders[0].aggregation.key_points.fix_scale
+        with no_autocast(box):
+            points = place_points(scale.expand(*box.shape[:2], -1, -1), box)
+        count, groups = points.shape[2], self.config.aggregation.num_groups
+        points = points.flatten(1, 2).unsqueeze(2)
+        shape = (*points.shape[:3], image_wh.shape[1], len(view.maps.sizes), groups)
+        weights = points.new_full(shape, 1.0 / (shape[3] * shape[4]))
+        locations = project_points(points, view.lidar2img, image_wh)
+        feature = deformable_aggregation(view.maps, locations, weights).unflatten(1, (-1, count))
+        return self.depth_reweight.confidence(feature, box).squeeze(-1)
+
+    def _elsewhere(self, box: Tensor, others: list[Other]) -> list[tuple[Other, Tensor, Tensor]]:
+        """Each other frame with the boxes as they were there, and their embeddings."""
+        if not others:
+            return []
+        boxes = [other.boxes(box, self.config.legacy_yaw_order) for other in others]
+        embeds = self.anchor_encoder(torch.cat(boxes)).chunk(len(boxes))
+        return list(zip(others, boxes, embeds, strict=True))
 
     def _start(
         self, batch: int, denoising: DenoisingQueries | None
@@ -218,6 +275,7 @@ class SparseHead(nn.Module):
         bank: BankState,
         denoising: DenoisingQueries | None,
         decided: tuple[Tensor, Tensor, Tensor, Tensor | None],
+        queue: FeatureQueue | None,
     ) -> FrameOutput:
         """Split off the noisy rows, choose what is carried on, give ids."""
         interval, mask, past_box, update_index = decided
@@ -236,7 +294,13 @@ class SparseHead(nn.Module):
             box_list = [x[:, :free] for x in box_list]
             quality_list = [None if x is None else x[:, :free] for x in quality_list]
         cls = cls_list[-1]
-        assert cls is not None and update_index is not None
+        assert cls is not None
+        if self.config.num_temporal == 0:
+            ids = torch.full(cls.shape[:2], -1, dtype=torch.int64, device=cls.device)
+            next_bank = replace(bank, valid=torch.ones_like(bank.valid), queue=queue)
+            confidence = cls.detach().amax(dim=-1).sigmoid()
+            trace = BankTrace(interval, mask, past_box, None, confidence, bank.track_id)
+            return FrameOutput(cls_list, box_list, quality_list, ids, next_bank, noisy, trace)
         carried, confidence, cached_index = remember(feature, box_list[-1], cls, bank, self.config)
         ids, counter = assign_ids(cls, bank, mask, self.config)
         next_bank = BankState(
@@ -246,6 +310,7 @@ class SparseHead(nn.Module):
             track_id=ids.gather(1, cached_index),
             id_counter=counter,
             valid=torch.ones_like(bank.valid),
+            queue=queue,
         )
         trace = BankTrace(interval, mask, past_box, update_index, confidence, cached_index)
         return FrameOutput(cls_list, box_list, quality_list, ids, next_bank, noisy, trace)

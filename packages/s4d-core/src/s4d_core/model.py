@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,9 @@ from .depth import DepthBranch
 from .errors import InvalidInputError
 from .fpn import FPN
 from .head import FrameOutput, SparseHead
+from .observation import Observation, remember, seen_from, step
 from .state import BankState, BankTrace, State
+from .temporal_sampling import View
 
 __all__ = ["Sparse4D", "Sparse4DOutput"]
 
@@ -28,6 +31,7 @@ class Sparse4DOutput:
         cls, box, quality, track_ids, denoising, trace: as in `FrameOutput`.
         state: hand it to the next call.
         depth: per level (B * N, 1, H_l, W_l) metres where `focal` was given in training, or None.
+        depth_confidence: (B, G, P) of the fixed key points of the boxes that were given, or None.
     """
 
     cls: list[Tensor | None]
@@ -38,6 +42,7 @@ class Sparse4DOutput:
     denoising: DenoisingOutput | None
     trace: BankTrace
     depth: list[Tensor] | None
+    depth_confidence: Tensor | None = None
 
 
 class Sparse4D(nn.Module):
@@ -58,16 +63,20 @@ class Sparse4D(nn.Module):
     def __init__(self, config: Sparse4DConfig, anchors: Tensor) -> None:
         super().__init__()
         self.config = config
-        levels = config.neck.num_levels
         self.backbone = build_backbone(config.backbone)
-        self.neck = FPN(config.backbone.out_channels[:levels], config.embed_dims)
+        first, levels = config.neck.start_level, config.neck.num_levels
+        self._used = slice(first, first + levels)  # of the backbone's maps
+        channels = config.backbone.out_channels[self._used]
+        self.neck = FPN(channels, config.embed_dims, levels - len(channels))
         self.depth_branch = None
         if config.depth is not None:
             self.depth_branch = DepthBranch(
                 config.embed_dims, config.depth.num_levels, config.depth.reference_focal
             )
         self.head = SparseHead(config, anchors)
-        self._sizes = config.backbone.level_sizes(config.image.size)[:levels]
+        self._padded = config.aggregation.border == "zeros"
+        frame = 2 if self._padded else 0
+        self._sizes = tuple((h + frame, w + frame) for h, w in config.level_sizes)
         self.make_tables()
 
     def make_tables(self) -> None:
@@ -79,9 +88,10 @@ class Sparse4D(nn.Module):
         image = self.config.image
         self.register_buffer("image_mean", torch.tensor(image.mean), persistent=False)
         self.register_buffer("image_std", torch.tensor(image.std), persistent=False)
-        shapes, starts = layout_tables(self._sizes, self.config.num_cameras)
+        shapes, starts = layout_tables(self._sizes, self.config.num_cameras, self._padded)
         self.register_buffer("spatial_shapes", torch.tensor(shapes), persistent=False)
         self.register_buffer("level_start_index", torch.tensor(starts), persistent=False)
+        self.backbone.make_tables(image.size)
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 RGB (B, N, H, W, 3) at network size to the (B, N, 3, H, W) input of `forward`."""
@@ -90,20 +100,21 @@ class Sparse4D(nn.Module):
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
         """(B, N, 3, H, W) to levels (B * N, C, H_l, W_l), fine to coarse."""
-        maps = self.backbone(images.flatten(0, 1))
-        return self.neck(maps[: self.config.neck.num_levels])
+        return self.neck(self.backbone(images.flatten(0, 1))[self._used])
 
     def arrange(self, levels: list[Tensor], num_cameras: int) -> FeatureMaps:
         """Pyramid levels to the layout of the aggregation operator."""
+        if self._padded:
+            levels = [nn.functional.pad(x, (1, 1, 1, 1)) for x in levels]
         sizes = tuple((x.shape[-2], x.shape[-1]) for x in levels)
         rows = [x.flatten(2).transpose(1, 2) for x in levels]
         feature = torch.cat(rows, dim=1)
         feature = feature.reshape(-1, num_cameras * feature.shape[1], feature.shape[2])
         shapes, starts = self.spatial_shapes, self.level_start_index
         if sizes != self._sizes or num_cameras != self.config.num_cameras:
-            tables = layout_tables(sizes, num_cameras)
+            tables = layout_tables(sizes, num_cameras, self._padded)
             shapes, starts = (torch.tensor(t, device=feature.device) for t in tables)
-        return FeatureMaps(feature, shapes, starts, sizes)
+        return FeatureMaps(feature, shapes, starts, sizes, self._padded)
 
     def features(self, images: Tensor) -> FeatureMaps:
         """Images (B, N, 3, H, W), normalised, to pyramid features of all cameras."""
@@ -140,8 +151,7 @@ class Sparse4D(nn.Module):
             every_layer: compute cls and quality of every decoder in eval mode too.
         """
         return self.head(
-            self.features(images),
-            lidar2img,
+            View(self.features(images), lidar2img),
             image_wh,
             prev_to_current,
             time_interval,
@@ -161,6 +171,8 @@ class Sparse4D(nn.Module):
         denoising: DenoisingQueries | None = None,
         focal: Tensor | None = None,
         every_layer: bool = False,
+        future: Sequence[Observation] = (),
+        depth_boxes: Tensor | None = None,
     ) -> Sparse4DOutput:
         """One frame with absolute time and pose.
 
@@ -170,29 +182,32 @@ class Sparse4D(nn.Module):
             lidar2global: (B, 4, 4) float64.
             state: of the previous frame; None, or another batch size: a first frame.
             focal: (B, N) focal lengths in pixels; given in training, depth is predicted too.
+            future: frames to come, the nearest first, for models that sample them.
+            depth_boxes: (B, G, 11) boxes of objects; with depth reweighting, the confidence of
+                their key points is returned for its loss.
 
         Raises:
             InvalidInputError: shapes that do not belong together, or time or pose not float64.
         """
         self._check(images, lidar2img, image_wh, timestamp, lidar2global)
-        batch = images.shape[0]
         dtype = self.head.bank.anchor.dtype
-        if state is None or state.timestamp.shape[0] != batch:
-            bank = BankState.empty(self.config, batch, images.device, dtype)
-            state = State(bank, timestamp, lidar2global)
-        prev_to_current, interval = _step(state, timestamp, lidar2global)
         levels = self.pyramid(images)
+        view = View(self.arrange(levels, images.shape[1]), lidar2img)
+        state = self._past(view.maps, timestamp, lidar2global, state)
+        prev_to_current, interval = step(state, timestamp, lidar2global)
         frame = self.head(
-            self.arrange(levels, images.shape[1]),
-            lidar2img,
+            view,
             image_wh,
             prev_to_current.to(dtype),
             interval.to(dtype),
             state.bank,
             denoising,
             every_layer,
+            seen_from(timestamp, lidar2global, self._future(future), dtype),
         )
-        depth = None
+        depth = confidence = None
+        if depth_boxes is not None:
+            confidence = self.head.depth_confidence(view, depth_boxes, image_wh)
         if focal is not None and self.training and self.depth_branch is not None:
             depth = self.depth_branch(levels, focal)
         return Sparse4DOutput(
@@ -204,7 +219,57 @@ class Sparse4D(nn.Module):
             frame.denoising,
             frame.trace,
             depth,
+            confidence,
         )
+
+    @torch.no_grad()
+    def observe(
+        self, images: Tensor, lidar2img: Tensor, timestamp: Tensor, lidar2global: Tensor
+    ) -> Observation:
+        """Feature maps of a frame, without gradients: for `remember`, or as a frame to come.
+
+        Arguments as in `forward`.
+        """
+        return Observation(self.features(images), lidar2img, timestamp, lidar2global)
+
+    def remember(self, seen: Observation, state: State | None = None) -> State:
+        """The state after a frame that is only looked at: fills the queue of past frames.
+
+        Raises:
+            InvalidInputError: this model keeps no feature maps.
+        """
+        queue = self.config.queue
+        if queue is None or queue.frames != "past":
+            raise InvalidInputError(f"{self.config.name} keeps no feature maps of past frames")
+        state = self._past(seen.maps, seen.timestamp, seen.lidar2global, state)
+        return remember(state, seen)
+
+    def _past(
+        self, maps: FeatureMaps, timestamp: Tensor, lidar2global: Tensor, state: State | None
+    ) -> State:
+        """The state given, or an empty one where it is none of this batch."""
+        batch, rows = maps.feature.shape[:2]
+        if state is not None and state.timestamp.shape[0] == batch:
+            queue = state.bank.queue
+            if queue is not None and queue.maps.shape[2] != rows:
+                raise InvalidInputError(
+                    f"the state holds feature maps of {queue.maps.shape[2]} rows, this frame has "
+                    f"{rows}; reset the state where image sizes or cameras change"
+                )
+            return state
+        dtype, device = self.head.bank.anchor.dtype, maps.feature.device
+        bank = BankState.empty(self.config, batch, device, dtype, rows)
+        return State(bank, timestamp, lidar2global)
+
+    def _future(self, future: Sequence[Observation]) -> list[Observation]:
+        """The frames to come, the farthest first."""
+        queue = self.config.queue
+        limit = queue.length if queue is not None and queue.frames == "future" else 0
+        if len(future) > limit:
+            raise InvalidInputError(
+                f"expected at most {limit} frames to come for {self.config.name}, got {len(future)}"
+            )
+        return list(future)[::-1]
 
     def _check(
         self,
@@ -235,19 +300,3 @@ class Sparse4D(nn.Module):
                     f"expected {name} in float64, got {value.dtype}: float32 cannot hold absolute "
                     "times and global positions"
                 )
-
-
-def _step(state: State, timestamp: Tensor, lidar2global: Tensor) -> tuple[Tensor, Tensor]:
-    """Transform and seconds from the state's frame to this one, in float64.
-
-    Samples without a past get the identity and 0, whatever the state holds for them.
-    """
-    valid = state.bank.valid
-    # inv_ex: inv would wait for the device to report singular matrices.
-    inverse = torch.linalg.inv_ex(lidar2global).inverse
-    step = inverse @ state.lidar2global
-    identity = torch.eye(4, dtype=step.dtype, device=step.device)
-    return (
-        torch.where(valid[:, None, None], step, identity),
-        torch.where(valid, timestamp - state.timestamp, 0.0),
-    )

@@ -1,8 +1,8 @@
 """Our weight names and those of the published checkpoints.
 
-HorizonRobotics/Sparse4D and ThomasVonWu/SparseEnd2End use the same names. Their decoders are one
-flat list of operations (REFERENCE B5.1); ours are objects, so an operation's place in that list is
-worked out from the configuration.
+HorizonRobotics/Sparse4D, ThomasVonWu/SparseEnd2End and linxuewu/Sparse4D (v1, v2) use the same
+names. Their decoders are one flat list of operations (REFERENCE B5.1, C3); ours are objects, so an
+operation's place in that list is worked out from the configuration.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ _OUTSIDE = (
     (r"head\.anchor_encoder\.(size|yaw|output)\.(.*)", r"head.anchor_encoder.\1_fc.\2"),
     (r"head\.instance_attention\.(before|after)\.(.*)", r"head.fc_\1.\2"),
 )
+_REWEIGHT = (
+    (r"blocks\.(\d+)\.expand\.(.*)", r"depth_fc.\1.layers.0.0.\2"),
+    (r"blocks\.(\d+)\.reduce\.(.*)", r"depth_fc.\1.layers.1.\2"),
+)
 # Part of a decoder -> (operation, ((our pattern, their text), ...)).
 _ATTENTION = ((r"(.*)", r"attn.\1"),)
 _SAME = ((r"(.*)", r"\1"),)
@@ -42,9 +46,11 @@ _PARTS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
             (r"key_points\.learned\.(.*)", r"kps_generator.learnable_fc.\1"),
             (r"camera_encoder\.(.*)", r"camera_encoder.\1"),
             (r"weights\.(.*)", r"weights_fc.\1"),
+            (r"fusion\.linear\.(.*)", r"temp_module.fusion_layer.\1"),
             (r"output\.(.*)", r"output_proj.\1"),
         ),
     ),
+    "aggregation_norm": ("middle_norm", _SAME),
     "ffn": (
         "ffn",
         (
@@ -79,6 +85,10 @@ def reference_name(name: str, config: Sparse4DConfig) -> str:
         operation, rules = _PARTS[match[2]]
         place = _places(config.decoder)[int(match[1]), operation]
         return f"head.layers.{place}.{_apply(rules, match[3])}"
+    match = re.fullmatch(r"head\.depth_reweight\.(.*)", name)
+    if match and config.depth_reweight is not None:
+        last = (r"output\.(.*)", rf"depth_fc.{config.depth_reweight.blocks}.\1")
+        return "head.depth_module." + _apply((*_REWEIGHT, last), match[1])
     return _apply(_OUTSIDE, name)
 
 
@@ -101,7 +111,9 @@ def _places(decoder: DecoderConfig) -> dict[tuple[int, str], int]:
     count = 0
     for i in range(decoder.num_layers):
         operations = ["deformable", "ffn", "last_norm", "refine"]
-        if i > 0:
+        if decoder.ffn == "residual":
+            operations.insert(1, "middle_norm")
+        if i > 0 or decoder.first_attention:
             operations = ["gnn", "norm", *operations]
         if i >= decoder.num_single_frame:
             operations = ["temp_gnn", *operations]

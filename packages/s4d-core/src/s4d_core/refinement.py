@@ -22,9 +22,12 @@ class Refinement(nn.Module):
         embed_dims: C.
         num_classes: class logits per instance.
         refine_yaw: True: (sin, cos) are corrections too; False: absolute (REFERENCE 0.4).
+        quality: predict centerness and yawness.
     """
 
-    def __init__(self, embed_dims: int, num_classes: int, refine_yaw: bool) -> None:
+    def __init__(
+        self, embed_dims: int, num_classes: int, refine_yaw: bool, quality: bool = True
+    ) -> None:
         super().__init__()
         self.num_kept = 8 if refine_yaw else 6  # columns to which the old value is added
         self.box_blocks = mlp_blocks(embed_dims, embed_dims, blocks=2, linears=2)
@@ -32,8 +35,8 @@ class Refinement(nn.Module):
         self.box_scale = Scale(BOX_DIMS)
         self.cls_blocks = mlp_blocks(embed_dims, embed_dims, blocks=2)
         self.cls_output = nn.Linear(embed_dims, num_classes)
-        self.quality_blocks = mlp_blocks(embed_dims, embed_dims, blocks=2)
-        self.quality_output = nn.Linear(embed_dims, 2)
+        self.quality_blocks = mlp_blocks(embed_dims, embed_dims, blocks=2) if quality else None
+        self.quality_output = nn.Linear(embed_dims, 2) if quality else None
         nn.init.constant_(self.cls_output.bias, -math.log((1 - CLASS_PRIOR) / CLASS_PRIOR))
 
     def forward(self, feature: Tensor, box: Tensor, embed: Tensor, interval: Tensor) -> Tensor:
@@ -54,8 +57,10 @@ class Refinement(nn.Module):
             kept = step[..., : self.num_kept] + box[..., : self.num_kept]
             return torch.cat([kept, step[..., self.num_kept : 8], velocity], dim=-1)
 
-    def scores(self, feature: Tensor, embed: Tensor) -> tuple[Tensor, Tensor]:
-        """Class logits (B, A, classes) and quality logits (B, A, 2): centerness, yawness."""
-        cls = self.cls_output(self.cls_blocks(feature))
+    def scores(self, feature: Tensor, embed: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Class logits (B, A, classes); quality logits (B, A, 2): centerness, yawness; or None."""
+        cls = full_precision(self.cls_output(self.cls_blocks(feature)))
+        if self.quality_blocks is None or self.quality_output is None:
+            return cls, None
         quality = self.quality_output(self.quality_blocks(feature + embed))
-        return full_precision(cls), full_precision(quality)
+        return cls, full_precision(quality)

@@ -6,20 +6,21 @@ exporter turns a `BankState` into graph inputs and outputs, a runtime hands it b
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from .box import BOX_DIMS
 from .config import Sparse4DConfig
+from .feature_queue import FeatureQueue
 
 __all__ = ["BankState", "BankTrace", "State"]
 
 
 @dataclass(frozen=True)
 class BankState:
-    """The instances carried to the next frame (T of them per sample).
+    """The instances carried to the next frame (T of them per sample), or past feature maps.
 
     Attributes:
         feature: (B, T, C).
@@ -29,6 +30,7 @@ class BankState:
         id_counter: (1,) int64, the next free id; ids are unique over the batch.
         valid: (B,) bool; False: this sample has no past, its next frame is a first frame and the
             other entries are not looked at.
+        queue: feature maps of past frames, in models that sample them; else None.
     """
 
     feature: Tensor
@@ -37,6 +39,7 @@ class BankState:
     track_id: Tensor
     id_counter: Tensor
     valid: Tensor
+    queue: FeatureQueue | None = None
 
     @classmethod
     def empty(
@@ -45,9 +48,18 @@ class BankState:
         batch_size: int,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        rows: int | None = None,
     ) -> BankState:
-        """The state before a first frame: zeros, no ids, not valid."""
+        """The state before a first frame: zeros, no ids, not valid.
+
+        Args:
+            rows: of the feature maps that a queue holds; None: for the configured image size.
+        """
         count = config.num_temporal
+        queue = None
+        if config.queue is not None and config.queue.frames == "past":
+            rows = map_rows(config) if rows is None else rows
+            queue = FeatureQueue.empty(config, batch_size, rows, device, dtype)
         return cls(
             feature=torch.zeros(batch_size, count, config.embed_dims, device=device, dtype=dtype),
             anchor=torch.zeros(batch_size, count, BOX_DIMS, device=device, dtype=dtype),
@@ -55,11 +67,13 @@ class BankState:
             track_id=torch.full((batch_size, count), -1, device=device, dtype=torch.int64),
             id_counter=torch.zeros(1, device=device, dtype=torch.int64),
             valid=torch.zeros(batch_size, device=device, dtype=torch.bool),
+            queue=queue,
         )
 
     def to(self, device: torch.device | str) -> BankState:
         """The same values on another device."""
-        return BankState(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        values = (getattr(self, f.name) for f in fields(self))
+        return BankState(*(None if v is None else v.to(device) for v in values))
 
 
 @dataclass(frozen=True)
@@ -86,16 +100,8 @@ class State:
         Args:
             where: (B,) bool; True makes the sample's next frame a first frame.
         """
-        bank = self.bank
-        kept = BankState(
-            bank.feature,
-            bank.anchor,
-            bank.confidence,
-            bank.track_id,
-            bank.id_counter,
-            bank.valid & ~where.to(bank.valid.device),
-        )
-        return State(kept, self.timestamp, self.lidar2global)
+        valid = self.bank.valid & ~where.to(self.bank.valid.device)
+        return replace(self, bank=replace(self.bank, valid=valid))
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,8 @@ class BankTrace:
         time_interval: (B,) seconds, as refinement used it.
         temporal_mask: (B,) bool; True where the past was merged in.
         projected_anchor: (B, T, 11) the carried anchors in the current frame.
-        update_index: (B, A - T) which instances of this frame stayed beside the carried ones.
+        update_index: (B, A - T) which instances of this frame stayed beside the carried ones;
+            None in a model that carries none.
         confidence: (B, A) confidence of every instance after the decay rule.
         cached_index: (B, T) which instances are carried on.
     """
@@ -114,9 +121,15 @@ class BankTrace:
     time_interval: Tensor
     temporal_mask: Tensor
     projected_anchor: Tensor
-    update_index: Tensor
+    update_index: Tensor | None
     confidence: Tensor
     cached_index: Tensor
+
+
+def map_rows(config: Sparse4DConfig) -> int:
+    """Rows of the feature maps of all cameras at the configured image size."""
+    frame = 2 if config.aggregation.border == "zeros" else 0
+    return config.num_cameras * sum((h + frame) * (w + frame) for h, w in config.level_sizes)
 
 
 torch.export.register_dataclass(BankState, serialized_type_name="s4d_core.BankState")
