@@ -120,3 +120,8 @@ def test_any_config_survives_json(
     )
     plain = json.loads(json.dumps(to_plain(config)))
     assert from_plain(s4d_core.Sparse4DConfig, plain) == config
+
+
+def test_models_are_listed_by_pattern() -> None:
+    assert s4d_core.list_models("*r101*") == [n for n in s4d_core.list_models() if "r101" in n]
+    assert s4d_core.list_models("nothing*") == []

@@ -10,6 +10,7 @@ One function is the model, in training, export and on board::
 from ._version import __version__
 from .aggregation_op import FeatureMaps, use_reference_op
 from .anchors import default_anchors
+from .backbones import EvaConfig, LoadReport, TimmConfig, VoVNetConfig
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import (
     CAMERA_NAMES,
@@ -18,18 +19,23 @@ from .config import (
     AnchorEncoderConfig,
     DecoderConfig,
     DepthConfig,
+    DepthReweightConfig,
     FPNConfig,
     ImageConfig,
+    QueueConfig,
     ResNetConfig,
     Sparse4DConfig,
 )
-from .convert import convert_checkpoint, load_backbone
+from .convert import convert_checkpoint
 from .decode import Detections, decode, decode_tensors
 from .denoising import DenoisingOutput, DenoisingQueries, TemporalDenoising
 from .errors import CheckpointError, ConfigError
+from .feature_queue import FeatureQueue
 from .head import FrameOutput
 from .model import Sparse4D, Sparse4DOutput
 from .models import build_model, get_config, list_models, reduced_config
+from .observation import Observation
+from .pretrained import load_backbone
 from .reference_names import reference_names
 from .state import BankState, BankTrace, State
 
@@ -53,13 +59,20 @@ __all__ = [
     "AnchorEncoderConfig",
     "DecoderConfig",
     "DepthConfig",
+    "DepthReweightConfig",
     "FPNConfig",
     "ImageConfig",
+    "QueueConfig",
     "ResNetConfig",
+    "EvaConfig",
+    "TimmConfig",
+    "VoVNetConfig",
     "Sparse4DConfig",
     # state
     "BankState",
     "BankTrace",
+    "FeatureQueue",
+    "Observation",
     "State",
     # decoding
     "Detections",
@@ -74,6 +87,7 @@ __all__ = [
     "save_checkpoint",
     "convert_checkpoint",
     "load_backbone",
+    "LoadReport",
     "reference_names",
     # errors
     "CheckpointError",

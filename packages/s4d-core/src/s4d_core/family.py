@@ -54,13 +54,14 @@ def sparse4dv3_eva02l_640x1600_offline() -> Sparse4DConfig:
 
     Its configuration is not published. Assumed: the maps of three later frames are sampled as v1
     samples earlier ones, with a fusion layer per decoder and without depth reweighting; the
-    backbone's simple pyramid takes the place of the ResNet's maps; the rest as R50. The yaw order
-    of carried anchors is the correct one, as no published weights need the other.
+    backbone's simple pyramid takes the place of the ResNet's maps; its position embedding has the
+    grid of the image; the rest as R50. The yaw order of carried anchors is the correct one, as no
+    published weights need the other.
     """
     return Sparse4DConfig(
         name="sparse4dv3_eva02l_640x1600_offline",
         image=ImageConfig(size=(640, 1600)),
-        backbone=EvaConfig(),
+        backbone=EvaConfig(position_grid=(40, 100)),
         queue=QueueConfig(length=3, frames="future"),
         legacy_yaw_order=False,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from dataclasses import replace
 
 from torch import nn
@@ -59,9 +60,13 @@ def reduced_config(
     )
 
 
-def list_models() -> list[str]:
-    """Names that `build_model` and `get_config` know."""
-    return sorted(MODELS)
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that `build_model` and `get_config` know.
+
+    Args:
+        pattern: shell-style, such as `"*r101*"` or `"sparse4dv2*"`.
+    """
+    return sorted(fnmatch.filter(MODELS, pattern))
 
 
 def get_config(name: str) -> Sparse4DConfig:

@@ -11,6 +11,7 @@ knows (GridSample and MatMul), for any device and float dtype.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -137,7 +138,8 @@ class DeformConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, O, ceil(H / stride), ceil(W / stride))."""
         # Positions of far pixels need more digits than half precision has.
-        with torch.autocast(x.device.type, enabled=False):
+        device = x.device.type
+        with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
             moves = self.conv_offset(x.to(self.conv_offset.weight.dtype))
         offset, mask = moves[:, :18], moves[:, 18:].sigmoid()
         return deform_conv2d(x, offset, mask, self.weight, self.stride)
