@@ -1,0 +1,191 @@
+"""`compile_inference` against the model itself, on the CPU: what it computes, not how fast."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import s4d_core
+from s4d_core.errors import InvalidInputError
+from s4d_core.inference import compile_inference
+from s4d_core.inference.fusion import image_graph, widen_input
+from s4d_core.inference.precision import cast_at_boundaries, is_half, to_half
+from s4d_ops import image
+
+pytestmark = pytest.mark.usefixtures("any_op")
+SIZE = (64, 96)
+RAW = (90, 150)
+
+
+def model(layers: tuple[int, ...] = (1, 1, 1, 1), block: str = "basic") -> s4d_core.Sparse4D:
+    base = s4d_core.get_config("sparse4dv3_tiny")
+    config = base.replace(
+        image=replace(base.image, size=SIZE),
+        backbone=s4d_core.ResNetConfig(block, layers, (8, 8, 16, 16), 8),
+        decoder=replace(base.decoder, num_layers=3),
+        num_anchors=30,
+        num_temporal=20,
+        num_output=25,
+    )
+    torch.manual_seed(0)
+    built = s4d_core.build_model(config).eval()
+    for part in built.modules():  # statistics as after training, not zeros and ones
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.normal_(part.running_mean, 0, 0.3)
+            nn.init.uniform_(part.running_var, 0.5, 2)
+            nn.init.uniform_(part.weight, 0.5, 1.5)
+            nn.init.normal_(part.bias, 0, 0.3)
+    for layer in built.head.layers:  # scores far enough apart for one order in any rounding
+        nn.init.normal_(layer.refinement.cls_output.weight, 0, 0.5)
+    return built
+
+
+class Drive:
+    """Frames of two samples; the second has a gap at frame 3."""
+
+    def __init__(self, config: s4d_core.Sparse4DConfig) -> None:
+        self.config = config
+        self.random = torch.Generator().manual_seed(3)
+
+    def __call__(self, k: int) -> tuple[Tensor, ...]:
+        cameras = self.config.num_cameras
+        images = torch.randn(2, cameras, 3, *SIZE, generator=self.random)
+        matrix = torch.tensor(
+            [[20.0, 9.0, 0, 48.0], [0, 5.0, -20.0, 32.0], [0, 1.0, 0.1, 0.5], [0, 0, 0, 1]]
+        )
+        stamp = torch.tensor([0.5 * k, 0.5 * k + 9.0 * (k > 2)], dtype=torch.float64)
+        pose = torch.eye(4, dtype=torch.float64).repeat(2, 1, 1)
+        pose[:, 0, 3] = 1e5 + 3.0 * k
+        return images, matrix.expand(2, cameras, 4, 4), stamp, pose
+
+
+def wh(count: int = 2) -> Tensor:
+    return torch.tensor([SIZE[1], SIZE[0]]).float().expand(count, 6, 2)
+
+
+def assert_same(found: list, wanted: list, tolerance: float = 1e-3) -> None:
+    for got, want in zip(found, wanted, strict=True):
+        torch.testing.assert_close(got.scores, want.scores, rtol=0, atol=1e-4)
+        torch.testing.assert_close(got.class_scores, want.class_scores, rtol=0, atol=1e-4)
+        torch.testing.assert_close(got.boxes, want.boxes, rtol=tolerance, atol=tolerance)
+        assert torch.equal(got.labels, want.labels)
+        assert torch.equal(got.track_ids, want.track_ids)
+
+
+@torch.no_grad()
+def test_frames_gap_and_reset_equal_the_model() -> None:
+    built = model()
+    fast = compile_inference(built, batch_size=2, precision="fp32")
+    drive, state = Drive(built.config), None
+    for k in range(6):
+        images, lidar2img, stamp, pose = drive(k)
+        if k == 4:  # the first sample starts anew
+            state = state.reset(torch.tensor([True, False]))
+            fast.reset(torch.tensor([True, False]))
+        out = built(images, lidar2img, wh(), stamp, pose, state)
+        state = out.state
+        assert_same(fast(images, lidar2img, stamp, pose), s4d_core.decode(out, built.config))
+
+
+@torch.no_grad()
+def test_state_can_be_taken_and_given() -> None:
+    built = model()
+    fast = compile_inference(built, batch_size=2, precision="fp32")
+    drive = Drive(built.config)
+    first, second = drive(0), drive(1)
+    fast(*first)
+    kept = fast.state
+    wanted = fast(*second)
+    fast.reset()
+    assert not fast.state.bank.valid.any()
+    fast.state = kept
+    assert_same(fast(*second), wanted)
+    out = built(second[0], second[1], wh(), *second[2:], kept)
+    assert_same(s4d_core.decode(out, built.config), wanted)
+
+
+@torch.no_grad()
+def test_raw_images_are_resized_and_normalised() -> None:
+    built = model()
+    fast = compile_inference(built, precision="fp32", raw_size=RAW)
+    random = np.random.default_rng(0)
+    raw = [random.integers(0, 256, (*RAW, 3), dtype=np.uint8) for _ in range(6)]
+    plan = image.plan_resize_crop(RAW, SIZE)
+    small = np.stack([image.resize_crop(x, plan, built.config.image.resize_filter) for x in raw])
+    images = built.normalise(torch.from_numpy(small)[None])
+    _, lidar2img, stamp, pose = (x[:1] for x in Drive(built.config)(0))
+    wanted = s4d_core.decode(built(images, lidar2img, wh(1), stamp, pose), built.config)
+    assert_same(fast(raw, lidar2img, stamp, pose), wanted)
+    fast.reset()
+    assert_same(fast(np.stack(raw)[None], lidar2img.numpy(), stamp.numpy(), pose.numpy()), wanted)
+    assert fast.resize is not None and fast.resize.matrix.shape == (3, 3)
+
+
+@torch.no_grad()
+def test_half_precision_is_near() -> None:
+    """Scores by rank; rows whose scores nearly tie may change places."""
+    built = model()
+    fast = compile_inference(built, batch_size=2, precision="fp16")
+    frame = fast._frame
+    assert frame.model.head.anchor_encoder.position[0].weight.dtype == torch.float32
+    assert frame.model.head.layers[1].ffn.expand.weight.dtype == torch.float16
+    images, lidar2img, stamp, pose = Drive(built.config)(0)
+    fast(images, lidar2img, stamp, pose)
+    assert frame._maps.feature.dtype == torch.float16
+    wanted = s4d_core.decode(built(images, lidar2img, wh(), stamp, pose), built.config)
+    scores = frame.detections().scores
+    torch.testing.assert_close(scores, torch.stack([x.scores for x in wanted]), rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("block", ["basic", "bottleneck"])
+@pytest.mark.parametrize("fuse_relu", [False, True])
+def test_image_graph_equals_the_layers(block: str, fuse_relu: bool) -> None:
+    built = model((2, 1, 2, 1), block).double()
+    images = torch.randn(3, 3, *SIZE, dtype=torch.float64)
+    graph = image_graph(built, images, fuse_relu)
+    with torch.no_grad():
+        wanted = built.pyramid(images[None])
+        for got, want in zip(graph(images), wanted, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+        names = [str(node.target) for node in graph.graph.nodes]
+        assert not any("batch_norm" in name for name in names)
+        assert any("relu" in name for name in names) != fuse_relu
+        widen_input(graph, 8)
+        wide = torch.cat([images, torch.full((3, 5, *SIZE), 7.0, dtype=torch.float64)], dim=1)
+        for got, want in zip(graph(wide), wanted, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+def test_half_modules_follow_the_plan() -> None:
+    built = model()
+    to_half(built)
+    cast_at_boundaries(built)
+    for name, parameter in built.named_parameters():
+        wanted = torch.float16 if is_half(name.rpartition(".")[0]) else torch.float32
+        assert parameter.dtype == wanted, name
+    assert built.head.anchor_encoder(torch.zeros(1, 2, 11)).dtype == torch.float32
+    query = torch.zeros(1, 4, 128)
+    assert built.head.layers[1].self_attention(query, query, query).dtype == torch.float16
+
+
+def test_what_cannot_be_is_said() -> None:
+    built = model()
+    with pytest.raises(InvalidInputError, match="precision"):
+        compile_inference(built, precision="int4")  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="CUDA"):
+        compile_inference(built, graph=True, device="cpu")
+    fast = compile_inference(built, precision="fp32", raw_size=RAW)
+    _, lidar2img, stamp, pose = (x[:1] for x in Drive(built.config)(0))
+    images = [np.zeros((*RAW, 3), np.uint8)] * 6
+    with pytest.raises(InvalidInputError, match="6 camera images"):
+        fast(images[:5], lidar2img, stamp, pose)
+    with pytest.raises(InvalidInputError, match="uint8"):
+        fast([x.astype(np.float32) for x in images], lidar2img, stamp, pose)
+    with pytest.raises(InvalidInputError, match="lidar2img"):
+        fast(images, lidar2img[:, :5], stamp, pose)
+    with pytest.raises(InvalidInputError, match="state of this model"):
+        fast.state = compile_inference(built, batch_size=2, precision="fp32").state
