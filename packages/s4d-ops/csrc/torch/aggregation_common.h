@@ -122,4 +122,44 @@ inline Tensor checked_grad_output(const AggregationInputs& in, const Tensor& gra
   return grad;
 }
 
+// The forward pass of a device: `run(args)` calls its kernels and returns the problem, if any.
+template <class Run>
+Tensor forward_with(const Tensor& features, const Tensor& spatial_shapes,
+                    const Tensor& level_start_index, const Tensor& locations,
+                    const Tensor& weights, const Run& run) {
+  const AggregationInputs in(features, spatial_shapes, level_start_index, locations, weights);
+  Tensor output = in.new_output();
+  s4d::AggregationForward args;
+  in.fill(args);
+  args.output_type = args.feature_type;
+  args.output = pointer(output);
+  const std::string problem = run(args);
+  STD_TORCH_CHECK(problem.empty(), problem);
+  return output;
+}
+
+// The gradients wanted, in the order in which the operator takes them.
+struct Wanted {
+  bool features, locations, weights, deterministic;
+};
+
+// The backward pass of a device, likewise.
+template <class Run>
+std::tuple<Tensor, Tensor, Tensor> backward_with(
+    const Tensor& grad_output, const Tensor& features, const Tensor& spatial_shapes,
+    const Tensor& level_start_index, const Tensor& locations, const Tensor& weights,
+    const Wanted& wanted, const Run& run) {
+  const AggregationInputs in(features, spatial_shapes, level_start_index, locations, weights);
+  const Tensor grad = checked_grad_output(in, grad_output);
+  const AggregationGradients out(in, wanted.features, wanted.locations, wanted.weights);
+  s4d::AggregationBackward args;
+  in.fill(args);
+  out.fill(args);
+  args.grad_output = pointer(grad);
+  args.deterministic = wanted.deterministic;
+  const std::string problem = run(args);
+  STD_TORCH_CHECK(problem.empty(), problem);
+  return out.tuple();
+}
+
 }  // namespace s4d_torch

@@ -25,18 +25,12 @@ using s4d_torch::Tensor;
 
 Tensor forward(const Tensor& features, const Tensor& spatial_shapes,
                const Tensor& level_start_index, const Tensor& locations, const Tensor& weights) {
-  const s4d_torch::AggregationInputs in(features, spatial_shapes, level_start_index, locations,
-                                        weights);
-  Tensor output = in.new_output();
-  s4d::AggregationForward args;
-  in.fill(args);
-  args.output_type = args.feature_type;
-  args.output = s4d_torch::pointer(output);
-  const s4d::HostThreads threads(&run_on_torch, nullptr);
-  const std::string problem =
-      s4d::aggregation_forward_cpu(args, static_cast<int>(torch::stable::get_num_threads()));
-  STD_TORCH_CHECK(problem.empty(), problem);
-  return output;
+  const auto run = [](const s4d::AggregationForward& args) {
+    const s4d::HostThreads threads(&run_on_torch, nullptr);
+    return s4d::aggregation_forward_cpu(args, static_cast<int>(torch::stable::get_num_threads()));
+  };
+  return s4d_torch::forward_with(features, spatial_shapes, level_start_index, locations, weights,
+                                 run);
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Tensor& features,
@@ -45,20 +39,14 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
                                             const Tensor& locations, const Tensor& weights,
                                             bool need_features, bool need_locations,
                                             bool need_weights, bool deterministic) {
-  const s4d_torch::AggregationInputs in(features, spatial_shapes, level_start_index, locations,
-                                        weights);
-  const Tensor grad = s4d_torch::checked_grad_output(in, grad_output);
-  const s4d_torch::AggregationGradients out(in, need_features, need_locations, need_weights);
-  s4d::AggregationBackward args;
-  in.fill(args);
-  out.fill(args);
-  args.grad_output = s4d_torch::pointer(grad);
-  args.deterministic = deterministic;
-  const s4d::HostThreads threads(&run_on_torch, nullptr);
-  const std::string problem =
-      s4d::aggregation_backward_cpu(args, static_cast<int>(torch::stable::get_num_threads()));
-  STD_TORCH_CHECK(problem.empty(), problem);
-  return out.tuple();
+  const auto run = [](const s4d::AggregationBackward& args) {
+    const s4d::HostThreads threads(&run_on_torch, nullptr);
+    return s4d::aggregation_backward_cpu(args, static_cast<int>(torch::stable::get_num_threads()));
+  };
+  return s4d_torch::backward_with(grad_output, features, spatial_shapes, level_start_index,
+                                  locations, weights,
+                                  {need_features, need_locations, need_weights, deterministic},
+                                  run);
 }
 
 }  // namespace

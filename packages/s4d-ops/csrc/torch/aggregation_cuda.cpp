@@ -13,17 +13,12 @@ using s4d_torch::Tensor;
 Tensor forward(const Tensor& features, const Tensor& spatial_shapes,
                const Tensor& level_start_index, const Tensor& locations, const Tensor& weights) {
   const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
-  const s4d_torch::AggregationInputs in(features, spatial_shapes, level_start_index, locations,
-                                        weights);
-  Tensor output = in.new_output();
-  s4d::AggregationForward args;
-  in.fill(args);
-  args.output_type = args.feature_type;
-  args.output = s4d_torch::pointer(output);
-  args.stream = s4d_torch::current_stream(features.get_device_index());
-  const std::string problem = s4d::aggregation_forward_cuda(args);
-  STD_TORCH_CHECK(problem.empty(), problem);
-  return output;
+  const auto run = [&](s4d::AggregationForward& args) {
+    args.stream = s4d_torch::current_stream(features.get_device_index());
+    return s4d::aggregation_forward_cuda(args);
+  };
+  return s4d_torch::forward_with(features, spatial_shapes, level_start_index, locations, weights,
+                                 run);
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Tensor& features,
@@ -33,24 +28,19 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
                                             bool need_features, bool need_locations,
                                             bool need_weights, bool deterministic) {
   const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
-  const s4d_torch::AggregationInputs in(features, spatial_shapes, level_start_index, locations,
-                                        weights);
-  const Tensor grad = s4d_torch::checked_grad_output(in, grad_output);
-  const s4d_torch::AggregationGradients out(in, need_features, need_locations, need_weights);
-  s4d::AggregationBackward args;
-  in.fill(args);
-  out.fill(args);
-  args.grad_output = s4d_torch::pointer(grad);
-  args.deterministic = deterministic;
-  args.stream = s4d_torch::current_stream(features.get_device_index());
-  args.workspace_bytes = s4d::aggregation_backward_workspace(args);
-  // From torch's caching allocator: freed memory is reused only after this stream's kernels.
-  const Tensor workspace = torch::stable::new_empty(features, {args.workspace_bytes},
-                                                    torch::headeronly::ScalarType::Byte);
-  args.workspace = s4d_torch::pointer(workspace);
-  const std::string problem = s4d::aggregation_backward_cuda(args);
-  STD_TORCH_CHECK(problem.empty(), problem);
-  return out.tuple();
+  const auto run = [&](s4d::AggregationBackward& args) {
+    args.stream = s4d_torch::current_stream(features.get_device_index());
+    args.workspace_bytes = s4d::aggregation_backward_workspace(args);
+    // From torch's caching allocator: freed memory is reused only after this stream's kernels.
+    const Tensor workspace = torch::stable::new_empty(features, {args.workspace_bytes},
+                                                      torch::headeronly::ScalarType::Byte);
+    args.workspace = s4d_torch::pointer(workspace);
+    return s4d::aggregation_backward_cuda(args);
+  };
+  return s4d_torch::backward_with(grad_output, features, spatial_shapes, level_start_index,
+                                  locations, weights,
+                                  {need_features, need_locations, need_weights, deterministic},
+                                  run);
 }
 
 }  // namespace

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
 #include <memory>
 #include <new>
 #include <vector>
@@ -100,15 +99,44 @@ void feature_gradient(const AggregationLoops& loops, const AggregationTable& tab
   }
 }
 
-std::string guarded(const char* what, const std::function<void()>& work) {
+// What both passes do around their loops: checks, the level table, the inputs; `work` gets the
+// loops and the number of threads. Returns the problem, or an empty string.
+template <class Args, class Work>
+std::string with_loops(const char* what, const Args& args, int threads, const Work& work) {
+  const AggregationShape& s = args.shape;
+  const std::string problem =
+      check_level_table(s, args.index_type, args.spatial_shapes, args.level_start_index);
+  if (!problem.empty()) return problem;
   try {
-    work();
+    const std::vector<Level> levels =
+        read_levels(s, args.index_type, args.spatial_shapes, args.level_start_index);
+    AggregationLoops loops = {};
+    loops.shape = s;
+    loops.location_type = args.location_type;
+    loops.weight_type = args.weight_type;
+    loops.levels = levels.data();
+    loops.features = args.features;
+    loops.locations = args.locations;
+    loops.weights = args.weights;
+    work(loops, threads > 0 ? threads : default_threads());
     return {};
   } catch (const std::bad_alloc&) {
     return std::string(what) + ": not enough memory for scratch space";
   } catch (const std::exception& error) {
     return std::string(what) + ": " + error.what();
   }
+}
+
+// Runs `loop(loops, first, last, scratch)` over all anchors of the batch, a few at a time.
+template <class Loop>
+void over_anchors(const AggregationLoops& loops, const AggregationTable& table, Loop loop,
+                  int threads) {
+  const AggregationShape& s = loops.shape;
+  const int64_t items = s.batch * s.anchors;
+  parallel_for(items, grain_of(items, threads), threads, [&](int64_t first, int64_t last) {
+    const Memory scratch = allocate(table.scratch_bytes(s));
+    loop(loops, first, last, scratch.get());
+  });
 }
 
 }  // namespace
@@ -120,29 +148,11 @@ std::string aggregation_forward_cpu(const AggregationForward& args, int threads)
                        "type; got ") +
            name(args.feature_type) + " to " + name(args.output_type);
   }
-  const AggregationShape& s = args.shape;
-  std::string problem =
-      check_level_table(s, args.index_type, args.spatial_shapes, args.level_start_index);
-  if (!problem.empty()) return problem;
-  if (threads <= 0) threads = default_threads();
-  return guarded("deformable_aggregation", [&] {
-    const std::vector<Level> levels =
-        read_levels(s, args.index_type, args.spatial_shapes, args.level_start_index);
-    AggregationLoops loops = {};
-    loops.shape = s;
-    loops.location_type = args.location_type;
-    loops.weight_type = args.weight_type;
-    loops.levels = levels.data();
-    loops.features = args.features;
-    loops.locations = args.locations;
-    loops.weights = args.weights;
+  const auto work = [&](AggregationLoops& loops, int count) {
     loops.output = args.output;
-    const int64_t items = s.batch * s.anchors;
-    parallel_for(items, grain_of(items, threads), threads, [&](int64_t first, int64_t last) {
-      const Memory scratch = allocate(table->scratch_bytes(s));
-      table->forward(loops, first, last, scratch.get());
-    });
-  });
+    over_anchors(loops, *table, table->forward, count);
+  };
+  return with_loops("deformable_aggregation", args, threads, work);
 }
 
 std::string aggregation_backward_cpu(const AggregationBackward& args, int threads) {
@@ -151,36 +161,18 @@ std::string aggregation_backward_cpu(const AggregationBackward& args, int thread
     return std::string("deformable_aggregation_backward: expected float features, got ") +
            name(args.feature_type);
   }
-  const AggregationShape& s = args.shape;
-  std::string problem =
-      check_level_table(s, args.index_type, args.spatial_shapes, args.level_start_index);
-  if (!problem.empty()) return problem;
-  if (threads <= 0) threads = default_threads();
-  return guarded("deformable_aggregation_backward", [&] {
-    const std::vector<Level> levels =
-        read_levels(s, args.index_type, args.spatial_shapes, args.level_start_index);
-    AggregationLoops loops = {};
-    loops.shape = s;
-    loops.location_type = args.location_type;
-    loops.weight_type = args.weight_type;
-    loops.levels = levels.data();
-    loops.features = args.features;
-    loops.locations = args.locations;
-    loops.weights = args.weights;
+  const auto work = [&](AggregationLoops& loops, int count) {
     loops.grad_output = args.grad_output;
     loops.grad_locations = args.grad_locations;
     loops.grad_weights = args.grad_weights;
     if (args.grad_locations || args.grad_weights) {
-      const int64_t items = s.batch * s.anchors;
-      parallel_for(items, grain_of(items, threads), threads, [&](int64_t first, int64_t last) {
-        const Memory scratch = allocate(table->scratch_bytes(s));
-        table->backward_samples(loops, first, last, scratch.get());
-      });
+      over_anchors(loops, *table, table->backward_samples, count);
     }
     if (args.grad_features) {
-      feature_gradient(loops, *table, args.feature_type, args.grad_features, threads);
+      feature_gradient(loops, *table, args.feature_type, args.grad_features, count);
     }
-  });
+  };
+  return with_loops("deformable_aggregation_backward", args, threads, work);
 }
 
 }  // namespace s4d
