@@ -1,207 +1,320 @@
-#include "site_map_cuda.cuh"
+#include "site_map_device.cuh"
+
+#include "convolution_cuda.h"
+#include "rows_device.cuh"
 
 namespace s4d::sparse::cuda {
 
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kScanBlock = 1024;  // words per block of the scan
+constexpr int64_t kSpans = 4096;        // aimed at: enough blocks to list with
+constexpr int64_t kSpansToSum = 16384;  // beyond this the spans are summed by a kernel of their own
 
-int blocks_for(int64_t items, int per_block) {
-  return static_cast<int>((items + per_block - 1) / per_block);
+int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
 }
 
-__global__ void mark_rows_kernel(const int4* rows, const int32_t* count, SiteMap map,
-                                 int32_t* errors) {
-  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (i >= *count) return;
-  const int4 r = rows[i];
-  const GridView& g = map.grid;
-  const bool inside = r.x >= 0 && r.x < g.batch && r.y >= 0 && r.y < g.a && r.z >= 0 &&
-                      r.z < g.b && r.w >= 0 && r.w < g.c;
-  if (!inside) {
-    atomicAdd(errors, 1);
-    return;
+unsigned blocks_for(int64_t items, int64_t per_block = kThreads) {
+  return static_cast<unsigned>((items + per_block - 1) / per_block);
+}
+
+// Output cells of an input cell: at most `most` of them, numbered in any order.
+struct Window {
+  GeometryView geometry;
+  int axis[3];  // outputs per axis at most: ceil(kernel / stride) where dilation is 1
+  int most;
+};
+
+Window window_of(const GeometryView& g) {
+  Window w{g, {}, 1};
+  for (int i = 0; i < 3; ++i) {
+    w.axis[i] = g.dilation[i] == 1 ? (g.kernel[i] + g.stride[i] - 1) / g.stride[i] : g.kernel[i];
+    w.most *= w.axis[i];
   }
-  const int64_t key = key_of(g, r.x, r.y, r.z, r.w);
-  const unsigned long long bit = 1ull << (key & 63);
-  if (atomicOr(map.bits + (key >> 6), bit) & bit) atomicAdd(errors + 1, 1);
+  return w;
 }
 
-// One thread per (row, offset): a window of the output cells that read the row.
-__global__ void mark_strided_kernel(const int4* rows, const int32_t* count, SiteMap out,
-                                    GeometryView geo) {
-  const int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  const int volume = geo.volume();
-  const int64_t i = at / volume;
-  if (i >= *count) return;
-  int k = static_cast<int>(at % volume);
-  const int4 r = rows[i];
-  const int position[3] = {r.y, r.z, r.w};
+// Marks output cell `number` of the window of `row`, if there is such a cell.
+__device__ void mark_window(const int4& row, int number, const Window& window, const MapView& out) {
+  const GeometryView& g = window.geometry;
+  const int at[3] = {row.y, row.z, row.w};
   const int size[3] = {out.grid.a, out.grid.b, out.grid.c};
   int cell[3];
+#pragma unroll
   for (int axis = 2; axis >= 0; --axis) {
-    const int offset = k % geo.kernel[axis];
-    k /= geo.kernel[axis];
-    const int scaled = position[axis] + geo.padding[axis] - offset * geo.dilation[axis];
-    if (scaled < 0 || scaled % geo.stride[axis] != 0) return;
-    cell[axis] = scaled / geo.stride[axis];
+    const int i = number % window.axis[axis];
+    number /= window.axis[axis];
+    const int shifted = at[axis] + g.padding[axis];
+    if (g.dilation[axis] == 1) {
+      cell[axis] = shifted / g.stride[axis] - i;  // the kernel offset grows with i
+      if (cell[axis] < 0 || shifted - cell[axis] * g.stride[axis] >= g.kernel[axis]) return;
+    } else {
+      const int scaled = shifted - i * g.dilation[axis];
+      if (scaled < 0 || scaled % g.stride[axis] != 0) return;
+      cell[axis] = scaled / g.stride[axis];
+    }
     if (cell[axis] >= size[axis]) return;
   }
-  const int64_t key = key_of(out.grid, r.x, cell[0], cell[1], cell[2]);
-  const unsigned long long bit = 1ull << (key & 63);
-  // Most cells are marked by several rows: look before taking the atomic.
-  if (!(out.bits[key >> 6] & bit)) atomicOr(out.bits + (key >> 6), bit);
+  mark(out, key_at(out.grid, row.x, cell[0], cell[1], cell[2]));
 }
 
-__device__ int block_scan(int value, int* warps) {  // exclusive, over the 1024 threads of a block
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-  int sum = value;
-  for (int step = 1; step < 32; step *= 2) {
-    const int other = __shfl_up_sync(~0u, sum, step);
-    if (lane >= step) sum += other;
-  }
-  if (lane == 31) warps[warp] = sum;
-  __syncthreads();
-  if (warp == 0) {
-    int total = lane < static_cast<int>(blockDim.x >> 5) ? warps[lane] : 0;
-    for (int step = 1; step < 32; step *= 2) {
-      const int other = __shfl_up_sync(~0u, total, step);
-      if (lane >= step) total += other;
-    }
-    warps[lane] = total;
-  }
-  __syncthreads();
-  return sum - value + (warp ? warps[warp - 1] : 0);
-}
-
-__global__ void __launch_bounds__(kScanBlock) count_kernel(SiteMap map, int32_t* totals) {
-  __shared__ int warps[32];
-  const int64_t word = int64_t{blockIdx.x} * kScanBlock + threadIdx.x;
-  const int value = word < map.grid.words() ? __popcll(map.bits[word]) : 0;
-  const int before = block_scan(value, warps);
-  if (word < map.grid.words()) map.before[word] = before;
-  if (threadIdx.x == kScanBlock - 1) totals[blockIdx.x] = before + value;
-}
-
-__global__ void __launch_bounds__(kScanBlock) totals_kernel(int32_t* totals, int blocks,
-                                                            int32_t* count) {
-  __shared__ int warps[32];
-  __shared__ int carry;
-  if (threadIdx.x == 0) carry = 0;
-  __syncthreads();
-  for (int first = 0; first < blocks; first += kScanBlock) {
-    const int i = first + static_cast<int>(threadIdx.x);
-    const int value = i < blocks ? totals[i] : 0;
-    const int before = block_scan(value, warps) + carry;
-    if (i < blocks) totals[i] = before;
-    __syncthreads();
-    if (threadIdx.x == kScanBlock - 1) carry = before + value;
-    __syncthreads();
-  }
-  if (threadIdx.x == 0) *count = carry;
-}
-
-__global__ void __launch_bounds__(kScanBlock) shift_kernel(SiteMap map, const int32_t* totals) {
-  const int64_t word = int64_t{blockIdx.x} * kScanBlock + threadIdx.x;
-  if (word < map.grid.words()) map.before[word] += totals[blockIdx.x];
-}
-
-__global__ void list_kernel(SiteMap map, int4* rows, int64_t capacity) {
-  const int64_t word = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (word >= map.grid.words()) return;
-  unsigned long long bits = map.bits[word];
-  int64_t row = map.before[word];
-  for (; bits && row < capacity; ++row, bits &= bits - 1) {
-    int64_t key = word * 64 + __ffsll(static_cast<long long>(bits)) - 1;
-    int4 r;
-    r.w = static_cast<int>(key % map.grid.c);
-    key /= map.grid.c;
-    r.z = static_cast<int>(key % map.grid.b);
-    key /= map.grid.b;
-    r.y = static_cast<int>(key % map.grid.a);
-    r.x = static_cast<int>(key / map.grid.a);
-    rows[row] = r;
-  }
-}
-
-__global__ void order_kernel(const int4* rows, const int32_t* count, SiteMap map, int32_t* order) {
+__global__ void mark_rows_kernel(const int4* rows, const int32_t* count, int32_t capacity,
+                                 MapView map, int32_t* errors) {
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (i >= *count) return;
+  if (i >= min(*count, capacity)) return;
   const int4 r = rows[i];
-  order[map.rank(key_of(map.grid, r.x, r.y, r.z, r.w))] = static_cast<int32_t>(i);
+  if (!inside(map.grid, r)) {
+    if (errors) atomicAdd(errors + kRowsOutside, 1);
+  } else if (!mark(map, key_at(map.grid, r.x, r.y, r.z, r.w))) {
+    if (errors) atomicAdd(errors + kRowsTwice, 1);
+  }
 }
 
-__global__ void table_kernel(const int4* rows, const int32_t* count, int64_t capacity, SiteMap in,
-                             GeometryView geo, int32_t* table) {
-  const int64_t row = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (row >= capacity) return;
-  const int k = static_cast<int>(blockIdx.y);
-  int32_t found = -1;
-  if (row < *count) {
-    const int4 r = rows[row];
-    const int a = r.y * geo.stride[0] - geo.padding[0] +
-                  k / (geo.kernel[1] * geo.kernel[2]) * geo.dilation[0];
-    const int b = r.z * geo.stride[1] - geo.padding[1] +
-                  k / geo.kernel[2] % geo.kernel[1] * geo.dilation[1];
-    const int c = r.w * geo.stride[2] - geo.padding[2] + k % geo.kernel[2] * geo.dilation[2];
-    const GridView& g = in.grid;
-    if (a >= 0 && a < g.a && b >= 0 && b < g.b && c >= 0 && c < g.c) {
-      found = in.rank(key_of(g, r.x, a, b, c));
+__global__ void mark_strided_kernel(const int4* rows, const int32_t* count, int32_t capacity,
+                                    Window window, MapView out) {
+  const int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  const int64_t i = at / window.most;
+  if (i >= min(*count, capacity)) return;
+  mark_window(rows[i], static_cast<int>(at % window.most), window, out);
+}
+
+// spans[i] = sites before span i, for maps with very many spans; one block.
+__global__ void __launch_bounds__(1024) sum_spans_kernel(MapView map, int32_t* before) {
+  __shared__ int warps[33];
+  int carry = 0;
+  for (uint32_t first = 0; first < map.number_of_spans; first += blockDim.x) {
+    const uint32_t i = first + threadIdx.x;
+    const int value = i < map.number_of_spans ? map.spans[i] : 0;
+    int total;
+    const int sum = block_sum(value, warps, &total) + carry;
+    if (i < map.number_of_spans) before[i] = sum;
+    carry += total;
+  }
+}
+
+// One block per span: ranks and lists its sites, and marks their windows in the next map.
+__global__ void __launch_bounds__(kThreads) list_kernel(MapView map, const int32_t* before,
+                                                        int4* rows, int32_t capacity, bool chained,
+                                                        Window window, MapView next,
+                                                        int32_t* errors) {
+  __shared__ int warps[33];
+  const uint32_t span = blockIdx.x;
+  const int sites = map.spans[span];
+  const bool last = span + 1 == map.number_of_spans;
+  if (sites == 0 && !last) return;
+
+  int first = 0;
+  if (before) {
+    first = before[span];
+  } else {
+    int part = 0;
+    for (uint32_t i = threadIdx.x; i < span; i += kThreads) part += map.spans[i];
+    block_sum(part, warps, &first);
+  }
+  if (last && threadIdx.x == 0) {
+    const int count = first + sites;
+    *map.count = count;
+    if (errors && count > capacity) atomicAdd(errors + kRowsLost, count - capacity);
+  }
+
+  const uint32_t units = 1u << map.span_shift;
+  int row = first;
+  for (uint32_t at = 0; at < units; at += kThreads) {
+    const uint32_t unit = (span << map.span_shift) + at + threadIdx.x;
+    uint4 bits = make_uint4(0, 0, 0, 0);
+    if (at + threadIdx.x < units && unit < map.number_of_units) bits = map.units[unit];
+    const int mine = __popc(bits.y) + __popc(bits.z) + __popc(bits.w);
+    int total;
+    int r = row + block_sum(mine, warps, &total);
+    row += total;
+    if (mine == 0) continue;
+    map.units[unit].x = static_cast<uint32_t>(r);
+    if (!rows) continue;
+    const int64_t base = int64_t{unit} * kCellsPerUnit;
+    const uint32_t words[3] = {bits.y, bits.z, bits.w};
+#pragma unroll
+    for (int word = 0; word < 3; ++word) {
+      for (uint32_t b = words[word]; b && r < capacity; b &= b - 1, ++r) {
+        rows[r] = row_of(map.grid, base + word * 32 + __ffs(static_cast<int>(b)) - 1);
+      }
     }
   }
-  table[int64_t{k} * capacity + row] = found;
+  if (!chained) return;
+  __syncthreads();  // this block's rows are written
+  const int listed = min(first + sites, capacity) - first;
+  for (int item = threadIdx.x; item < listed * window.most; item += kThreads) {
+    mark_window(rows[first + item / window.most], item % window.most, window, next);
+  }
 }
+
+template <class From, class To>
+__global__ void place_kernel(PlaceTask task, MapView map, int padded) {
+  // A thread moves `kPiece` channels of one row.
+  constexpr int kPiece = 16 / sizeof(To) < 8 ? 16 / sizeof(To) : 8;
+  const int pieces = padded / kPiece;
+  const int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  const int64_t i = at / pieces;
+  if (i >= min(int64_t{*task.count}, task.capacity)) return;
+  const int piece = static_cast<int>(at % pieces);
+  const int4 r = reinterpret_cast<const int4*>(task.indices)[i];
+  if (!inside(map.grid, r)) return;
+  const int rank = rank_of(map, key_at(map.grid, r.x, r.y, r.z, r.w));
+  if (rank < 0 || rank >= task.capacity) return;
+  if (task.order && piece == 0) task.order[rank] = static_cast<int32_t>(i);
+  if (!task.out) return;
+  const From* from = static_cast<const From*>(task.features) + i * task.channels;
+  To* to = static_cast<To*>(task.out) + int64_t{rank} * padded;
+#pragma unroll
+  for (int j = 0; j < kPiece; ++j) {
+    const int c = piece * kPiece + j;
+    store_value(to + c, c < task.channels ? value_of(from[c]) : 0.0f, task.out_range);
+  }
+}
+
+cudaError_t list(const SiteLevel& level, const Window* window, const MapView* next, bool summed,
+                 int32_t* errors, cudaStream_t stream) {
+  const MapView map = view_of(level.map);
+  const int64_t bytes = site_map_bytes(level.map.grid);
+  int32_t* before = nullptr;
+  if (summed) {
+    before = reinterpret_cast<int32_t*>(static_cast<char*>(level.map.memory) + bytes) -
+             round_up(map.number_of_spans, 4);
+    sum_spans_kernel<<<1, 1024, 0, stream>>>(map, before);
+  }
+  list_kernel<<<map.number_of_spans, kThreads, 0, stream>>>(
+      map, before, reinterpret_cast<int4*>(level.indices),
+      static_cast<int32_t>(level.indices ? level.capacity : INT32_MAX), window != nullptr,
+      window ? *window : Window{}, next ? *next : MapView{}, errors);
+  return cudaGetLastError();
+}
+
+bool good(const SiteLevel& level) {
+  return site_map_bytes(level.map.grid) > 0 && level.map.memory && level.map.count &&
+         level.capacity >= 0 && level.capacity <= INT32_MAX / 4;
+}
+
+bool good(const GeometryView& g) {
+  for (int i = 0; i < 3; ++i) {
+    if (g.kernel[i] < 1 || g.stride[i] < 1 || g.dilation[i] < 1 || g.padding[i] < 0) return false;
+  }
+  return true;
+}
+
+bool many(const SiteMap& map) { return view_of(map).number_of_spans > kSpansToSum; }
 
 }  // namespace
 
-cudaError_t mark_rows(const int32_t* indices, const int32_t* count, int64_t capacity, SiteMap map,
-                      int32_t* errors, cudaStream_t stream) {
-  cudaMemsetAsync(map.bits, 0, map.grid.words() * 8, stream);
-  if (capacity == 0) return cudaGetLastError();
-  mark_rows_kernel<<<blocks_for(capacity, kThreads), kThreads, 0, stream>>>(
-      reinterpret_cast<const int4*>(indices), count, map, errors);
+MapView view_of(const SiteMap& map) {
+  MapView v{};
+  v.grid = map.grid;
+  v.number_of_units =
+      static_cast<uint32_t>((cells_of(map.grid) + kCellsPerUnit - 1) / kCellsPerUnit);
+  v.span_shift = 5;
+  while (v.span_shift < 10 && (int64_t{v.number_of_units} >> v.span_shift) > kSpans) {
+    ++v.span_shift;
+  }
+  v.number_of_spans = static_cast<uint32_t>((int64_t{v.number_of_units} +
+                                             (int64_t{1} << v.span_shift) - 1) >> v.span_shift);
+  v.units = static_cast<uint4*>(map.memory);
+  v.spans = reinterpret_cast<int32_t*>(v.units + v.number_of_units);
+  v.count = map.count;
+  return v;
+}
+
+int64_t site_map_bytes(const GridView& grid) {
+  if (grid.batch < 1 || grid.a < 1 || grid.b < 1 || grid.c < 1) return 0;
+  if (static_cast<double>(grid.batch) * grid.a * grid.b * grid.c > static_cast<double>(kMaxCells)) {
+    return 0;
+  }
+  SiteMap map;
+  map.grid = grid;
+  const MapView v = view_of(map);
+  int64_t spans = round_up(v.number_of_spans, 4);
+  if (v.number_of_spans > kSpansToSum) spans *= 2;  // and the sites before each
+  return round_up(int64_t{v.number_of_units} * 16 + spans * 4, 256);
+}
+
+cudaError_t build_sites(const int32_t* indices, const int32_t* count, int64_t capacity,
+                        const SiteLevel* levels, int number_of_levels, bool cleared,
+                        int32_t* errors, cudaStream_t stream) {
+  if (number_of_levels < 1 || capacity < 0 || capacity > INT32_MAX / 4) {
+    return cudaErrorInvalidValue;
+  }
+  for (int i = 0; i < number_of_levels; ++i) {
+    if (!good(levels[i]) || (i > 0 && !good(levels[i].geometry)) ||
+        (i + 1 < number_of_levels && !levels[i].indices)) {
+      return cudaErrorInvalidValue;
+    }
+    if (!cleared) {
+      const cudaError_t error = cudaMemsetAsync(levels[i].map.memory, 0,
+                                                site_map_bytes(levels[i].map.grid), stream);
+      if (error != cudaSuccess) return error;
+    }
+  }
+  if (capacity > 0) {
+    mark_rows_kernel<<<blocks_for(capacity), kThreads, 0, stream>>>(
+        reinterpret_cast<const int4*>(indices), count, static_cast<int32_t>(capacity),
+        view_of(levels[0].map), errors);
+  }
+  for (int i = 0; i < number_of_levels; ++i) {
+    const bool chained = i + 1 < number_of_levels;
+    Window window{};
+    MapView next{};
+    if (chained) {
+      window = window_of(levels[i + 1].geometry);
+      next = view_of(levels[i + 1].map);
+    }
+    const cudaError_t error = list(levels[i], chained ? &window : nullptr,
+                                   chained ? &next : nullptr, many(levels[i].map), errors, stream);
+    if (error != cudaSuccess) return error;
+  }
   return cudaGetLastError();
 }
 
-cudaError_t mark_strided(const int32_t* indices, const int32_t* count, int64_t capacity,
-                         SiteMap out, GeometryView geometry, cudaStream_t stream) {
-  cudaMemsetAsync(out.bits, 0, out.grid.words() * 8, stream);
-  if (capacity == 0) return cudaGetLastError();
-  mark_strided_kernel<<<blocks_for(capacity * geometry.volume(), kThreads), kThreads, 0, stream>>>(
-      reinterpret_cast<const int4*>(indices), count, out, geometry);
-  return cudaGetLastError();
+cudaError_t strided_sites(const int32_t* indices, const int32_t* count, int64_t capacity,
+                          const SiteLevel& level, bool cleared, int32_t* errors,
+                          cudaStream_t stream) {
+  if (!good(level) || !good(level.geometry) || capacity < 0 || capacity > INT32_MAX / 4) {
+    return cudaErrorInvalidValue;
+  }
+  if (!cleared) {
+    const cudaError_t error =
+        cudaMemsetAsync(level.map.memory, 0, site_map_bytes(level.map.grid), stream);
+    if (error != cudaSuccess) return error;
+  }
+  const Window window = window_of(level.geometry);
+  if (capacity > 0) {
+    mark_strided_kernel<<<blocks_for(capacity * window.most), kThreads, 0, stream>>>(
+        reinterpret_cast<const int4*>(indices), count, static_cast<int32_t>(capacity), window,
+        view_of(level.map));
+  }
+  return list(level, nullptr, nullptr, many(level.map), errors, stream);
 }
 
-cudaError_t rank_sites(SiteMap map, int32_t* scratch, cudaStream_t stream) {
-  const int blocks = blocks_for(map.grid.words(), kScanBlock);
-  count_kernel<<<blocks, kScanBlock, 0, stream>>>(map, scratch);
-  totals_kernel<<<1, kScanBlock, 0, stream>>>(scratch, blocks, map.count);
-  shift_kernel<<<blocks, kScanBlock, 0, stream>>>(map, scratch);
-  return cudaGetLastError();
+cudaError_t rank_sites(const SiteMap& map, cudaStream_t stream) {
+  SiteLevel level;
+  level.map = map;
+  return list(level, nullptr, nullptr, many(map), nullptr, stream);
 }
 
-cudaError_t list_sites(SiteMap map, int32_t* indices, int64_t capacity, cudaStream_t stream) {
-  list_kernel<<<blocks_for(map.grid.words(), kThreads), kThreads, 0, stream>>>(
-      map, reinterpret_cast<int4*>(indices), capacity);
-  return cudaGetLastError();
-}
-
-cudaError_t order_rows(const int32_t* indices, const int32_t* count, int64_t capacity, SiteMap map,
-                       int32_t* order, cudaStream_t stream) {
-  if (capacity == 0) return cudaSuccess;
-  order_kernel<<<blocks_for(capacity, kThreads), kThreads, 0, stream>>>(
-      reinterpret_cast<const int4*>(indices), count, map, order);
-  return cudaGetLastError();
-}
-
-cudaError_t build_table(const int32_t* out_indices, const int32_t* out_count, int64_t capacity,
-                        SiteMap in, GeometryView geometry, int32_t* table, cudaStream_t stream) {
-  if (capacity == 0) return cudaSuccess;
-  const dim3 grid(blocks_for(capacity, kThreads), geometry.volume());
-  table_kernel<<<grid, kThreads, 0, stream>>>(reinterpret_cast<const int4*>(out_indices),
-                                              out_count, capacity, in, geometry, table);
-  return cudaGetLastError();
+cudaError_t place_rows(const PlaceTask& task, cudaStream_t stream) {
+  if (task.capacity < 0 || (task.out && (!task.features || task.channels < 1))) {
+    return cudaErrorInvalidValue;
+  }
+  if (task.capacity == 0) return cudaSuccess;
+  const int padded = task.out ? padded_channels(task.out_type, task.channels) : 8;
+  if (padded == 0) return cudaErrorInvalidValue;
+  const MapView map = view_of(task.map);
+  return with_types(task.out ? task.type : DType::f16, task.out ? task.out_type : DType::f16,
+                    [&](auto from, auto to) {
+    using From = decltype(from);
+    using To = decltype(to);
+    constexpr int piece = 16 / sizeof(To) < 8 ? 16 / sizeof(To) : 8;
+    place_kernel<From, To><<<blocks_for(task.capacity * (padded / piece)), kThreads, 0, stream>>>(
+        task, map, padded);
+    return cudaGetLastError();
+  });
 }
 
 }  // namespace s4d::sparse::cuda

@@ -1,0 +1,179 @@
+#include "rulebook_cuda.h"
+
+#include "site_map_device.cuh"
+
+namespace s4d::sparse::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kTasks = 12;  // tables of one launch; the list must fit kernel parameters
+constexpr int kMaxVolume = 1024;
+
+struct Job {
+  const int4* rows;
+  const int32_t* count;
+  int32_t capacity;
+  uint32_t first_block;  // of this job in the launch
+  int32_t row_blocks;    // blocks that share one (offset 0, offset 1) pair
+  const int32_t* in_order;
+  int32_t* table;
+  int32_t* columns;
+  GeometryView geometry;
+  MapView in;
+};
+
+struct Jobs {
+  Job job[kTasks];
+  int number;
+};
+
+// A thread finds the neighbours of one row at all offsets of the last axis, which mostly lie in
+// one unit of the map. Neighbouring threads take neighbouring rows, so writes are coalesced.
+__global__ void __launch_bounds__(kThreads) table_kernel(const __grid_constant__ Jobs jobs) {
+  int which = 0;
+  while (which + 1 < jobs.number && blockIdx.x >= jobs.job[which + 1].first_block) ++which;
+  const Job& job = jobs.job[which];
+  const uint32_t block = blockIdx.x - job.first_block;
+  const int32_t row = static_cast<int32_t>(block % job.row_blocks) * kThreads + threadIdx.x;
+  if (row >= job.capacity) return;
+  const GeometryView& geo = job.geometry;
+  const GridView& g = job.in.grid;
+  const int pair = static_cast<int>(block / job.row_blocks);
+  const int length = geo.kernel[2];
+  int32_t* table = job.table + int64_t{pair} * length * job.capacity + row;
+
+  if (job.columns && pair == 0) job.columns[row] = row;
+  bool active = row < *job.count;
+  int64_t line = 0;
+  int c = 0;
+  if (active) {
+    const int4 r = job.rows[row];
+    const int a = r.y * geo.stride[0] - geo.padding[0] + pair / geo.kernel[1] * geo.dilation[0];
+    const int b = r.z * geo.stride[1] - geo.padding[1] + pair % geo.kernel[1] * geo.dilation[1];
+    c = r.w * geo.stride[2] - geo.padding[2];
+    active = a >= 0 && a < g.a && b >= 0 && b < g.b;
+    line = key_at(g, r.x, a, b, 0);
+  }
+  uint32_t held = ~0u;
+  uint4 unit = make_uint4(0, 0, 0, 0);
+  for (int k = 0; k < length; ++k, c += geo.dilation[2]) {
+    int found = -1;
+    if (active && c >= 0 && c < g.c) {
+      const Cell cell = cell_at(line + c);
+      if (cell.unit != held) {
+        held = cell.unit;
+        unit = __ldg(job.in.units + held);
+      }
+      found = rank_in(unit, cell.word, cell.bit);
+      if (found >= 0 && job.in_order) found = job.in_order[found];
+    }
+    table[int64_t{k} * job.capacity] = found;
+  }
+}
+
+__global__ void fill_kernel(int32_t* to, int64_t number) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i < number) to[i] = -1;
+}
+
+__global__ void transpose_kernel(const int32_t* table, const int32_t* out_count,
+                                 int64_t out_capacity, int64_t in_capacity, int32_t* transposed,
+                                 int32_t* errors) {
+  const int64_t row = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (row >= min(int64_t{*out_count}, out_capacity)) return;
+  const int32_t in = table[blockIdx.y * out_capacity + row];
+  if (in == -1) return;
+  if (in < 0 || in >= in_capacity) {
+    if (errors) atomicAdd(errors + kEntriesOutside, 1);
+    return;
+  }
+  // With two outputs at one input the larger row stays: an error, but the same one in every run.
+  const int32_t before = atomicMax(transposed + blockIdx.y * in_capacity + in,
+                                   static_cast<int32_t>(row));
+  if (before != -1 && errors) atomicAdd(errors + kEntriesTwice, 1);
+}
+
+__global__ void check_kernel(const int32_t* table, const int32_t* out_count, int64_t capacity,
+                             const int32_t* in_count, int32_t* errors) {
+  const int64_t row = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (row >= min(int64_t{*out_count}, capacity)) return;
+  const int32_t in = table[blockIdx.y * capacity + row];
+  if (in < -1 || in >= *in_count) atomicAdd(errors + kEntriesOutside, 1);
+}
+
+unsigned blocks_for(int64_t items) {
+  return static_cast<unsigned>((items + kThreads - 1) / kThreads);
+}
+
+bool good(const TableTask& task) {
+  int64_t volume = 1;
+  for (int i = 0; i < 3; ++i) {
+    const GeometryView& g = task.geometry;
+    if (g.kernel[i] < 1 || g.stride[i] < 1 || g.dilation[i] < 1) return false;
+    volume *= g.kernel[i];
+    if (volume > kMaxVolume) return false;
+  }
+  return task.capacity >= 0 && task.capacity <= INT32_MAX / 4 && site_map_bytes(task.in.grid) > 0 &&
+         (task.capacity == 0 || (task.out_indices && task.out_count && task.table));
+}
+
+}  // namespace
+
+cudaError_t build_tables(const TableTask* tasks, int number_of_tasks, cudaStream_t stream) {
+  for (int i = 0; i < number_of_tasks; ++i) {
+    if (!good(tasks[i])) return cudaErrorInvalidValue;
+  }
+  Jobs jobs;
+  jobs.number = 0;
+  uint32_t blocks = 0;
+  const auto flush = [&] {
+    if (blocks) table_kernel<<<blocks, kThreads, 0, stream>>>(jobs);
+    jobs.number = 0;
+    blocks = 0;
+  };
+  for (int i = 0; i < number_of_tasks; ++i) {
+    const TableTask& task = tasks[i];
+    if (task.capacity == 0) continue;
+    const unsigned row_blocks = blocks_for(task.capacity);
+    const unsigned pairs = task.geometry.kernel[0] * task.geometry.kernel[1];
+    if (int64_t{blocks} + int64_t{row_blocks} * pairs > INT32_MAX) flush();
+    jobs.job[jobs.number++] = {reinterpret_cast<const int4*>(task.out_indices), task.out_count,
+                               static_cast<int32_t>(task.capacity), blocks,
+                               static_cast<int32_t>(row_blocks), task.in_order, task.table,
+                               task.columns, task.geometry, view_of(task.in)};
+    blocks += row_blocks * pairs;
+    if (jobs.number == kTasks) flush();
+  }
+  flush();
+  return cudaGetLastError();
+}
+
+cudaError_t transpose_table(const int32_t* table, int32_t volume, const int32_t* out_count,
+                            int64_t out_capacity, int64_t in_capacity, int32_t* transposed,
+                            int32_t* errors, cudaStream_t stream) {
+  if (volume < 1 || volume > kMaxVolume || out_capacity < 0 || in_capacity < 0) {
+    return cudaErrorInvalidValue;
+  }
+  if (in_capacity > 0) {
+    fill_kernel<<<blocks_for(volume * in_capacity), kThreads, 0, stream>>>(transposed,
+                                                                          volume * in_capacity);
+  }
+  if (out_capacity > 0) {
+    transpose_kernel<<<dim3(blocks_for(out_capacity), volume), kThreads, 0, stream>>>(
+        table, out_count, out_capacity, in_capacity, transposed, errors);
+  }
+  return cudaGetLastError();
+}
+
+cudaError_t check_table(const int32_t* table, int32_t volume, const int32_t* out_count,
+                        int64_t capacity, const int32_t* in_count, int32_t* errors,
+                        cudaStream_t stream) {
+  if (volume < 1 || volume > kMaxVolume || capacity < 0 || !errors) return cudaErrorInvalidValue;
+  if (capacity == 0) return cudaSuccess;
+  check_kernel<<<dim3(blocks_for(capacity), volume), kThreads, 0, stream>>>(
+      table, out_count, capacity, in_count, errors);
+  return cudaGetLastError();
+}
+
+}  // namespace s4d::sparse::cuda
