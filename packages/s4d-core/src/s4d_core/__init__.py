@@ -32,6 +32,7 @@ from .denoising import DenoisingOutput, DenoisingQueries, TemporalDenoising
 from .errors import CheckpointError, ConfigError
 from .feature_queue import FeatureQueue
 from .head import FrameOutput
+from .inference import CompiledModel, compile_inference
 from .model import Sparse4D, Sparse4DOutput
 from .models import build_model, get_config, list_models, reduced_config
 from .observation import Observation
@@ -78,6 +79,9 @@ __all__ = [
     "Detections",
     "decode",
     "decode_tensors",
+    # fast inference
+    "CompiledModel",
+    "compile_inference",
     # denoising training
     "DenoisingOutput",
     "DenoisingQueries",
