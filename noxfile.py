@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -164,17 +165,42 @@ def no_torch(session: nox.Session) -> None:
 
 @nox.session
 def tensorrt(session: nox.Session) -> None:
-    """The TensorRT plugin, compiled against TensorRT 10 headers from a public wheel; its tests."""
+    """The TensorRT plugin, compiled against headers of 10 and of 11; its tests.
+
+    Headers of 10 come from a public wheel. Those of 11 are in no package: name their folder, the
+    `include` of an installation or of NVIDIA's open-source repository, as `-- DIR` or in
+    S4D_TENSORRT_INCLUDE_DIR. Without it only 10 is compiled, and a warning says so.
+    """
     headers = ROOT / "build" / "tensorrt-headers" / "10"
     source = ROOT / "packages" / "s4d-ops"
     if not headers.exists():
         fetch = source / "tools" / "fetch_tensorrt_headers.py"
         session.run_install("python", str(fetch), "--target", str(headers))
+    given = session.posargs or os.environ.get("S4D_TENSORRT_INCLUDE_DIR", "").split(";")
+    folders = {tensorrt_major(session, Path(name)): name for name in given if name}
+    folders.setdefault(10, str(headers))
     settings = {"S4D_TORCH": "OFF", "S4D_TENSORRT": "ON", "S4D_CUDA_ARCHITECTURES": "90"}
-    settings["S4D_TENSORRT_INCLUDE_DIR"] = str(headers)
+    settings["S4D_TENSORRT_INCLUDE_DIR"] = ";".join(folders[major] for major in sorted(folders))
     session.install("--quiet", f"{source}[test]", env=settings)
     with session.chdir(source):
         session.run("pytest", "-q", "-m", "not gpu", "-k", "tensorrt", "tests", env=settings)
+    if 11 in folders:
+        session.log(f"compiled against TensorRT {' and '.join(map(str, sorted(folders)))}")
+    else:
+        session.warn("only TensorRT 10 was compiled: name a folder of TensorRT 11 headers for both")
+
+
+def tensorrt_major(session: nox.Session, folder: Path) -> int:
+    """The major version of a folder of TensorRT headers."""
+    header = folder / "NvInferVersion.h"
+    if not header.is_file():
+        session.error(f"expected TensorRT headers in {folder}: there is no NvInferVersion.h")
+    # "#define NV_TENSORRT_MAJOR 10", or by another name in later headers.
+    pattern = r"^#define (?:NV_TENSORRT_MAJOR|TRT_MAJOR_ENTERPRISE) +(\d+)"
+    found = re.search(pattern, header.read_text(), re.MULTILINE)
+    if found:
+        return int(found[1])
+    session.error(f"{header} does not say which version it is")
 
 
 @nox.session
