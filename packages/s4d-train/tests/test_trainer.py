@@ -147,7 +147,7 @@ def test_early_errors(index: Path, tmp_path: Path) -> None:
     assert "cameras CAM_TOP" in error("data.camera_names=('CAM_TOP',)")
     assert "2 levels, the depth branch" in error("data.depth_strides=(4, 8)")
     assert "files that training reads" in error(f"data.root={tmp_path}")
-    assert "cannot read" in error(f"model.backbone_weights={anchors}")
+    assert "torch can read" in error(f"model.backbone_weights={anchors}")
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 

@@ -16,8 +16,8 @@ class ModelSettings:
     Attributes:
         name: model of `s4d_core.list_models()`, or the `config.json` of a model or checkpoint.
         anchors: .npy file of `s4d-train anchors`; empty = the model's own default.
-        backbone_weights: file of ImageNet weights for the backbone (a torchvision state dict);
-            empty = random weights.
+        backbone_weights: file of published weights for the backbone, see
+            `s4d_core.load_backbone`; empty = random weights.
         init: checkpoint folder to start from (weights only); empty = none.
         batch_norm: `train` (each device its own statistics), `sync` (shared over the ranks) or
             `frozen` (running statistics, no gradient).

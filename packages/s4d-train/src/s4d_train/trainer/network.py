@@ -6,12 +6,22 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from s4d_core import ImageConfig, Sparse4D, Sparse4DConfig, build_model, get_config, load_checkpoint
+from s4d_core import (
+    CheckpointError,
+    ImageConfig,
+    Sparse4D,
+    Sparse4DConfig,
+    build_model,
+    get_config,
+    load_backbone,
+    load_checkpoint,
+)
 
 from ..configs.config import FitConfig
 from ..errors import ConfigError, S4DError
@@ -33,11 +43,10 @@ def model_config(config: FitConfig) -> Sparse4DConfig:
         base.image.std,
         data.resize_filter,  # type: ignore[arg-type]  # checked by ImageConfig's users
     )
-    backbone = dataclasses.replace(
-        base.backbone,
-        norm_eval=model.batch_norm == "frozen",
-        checkpointing=model.checkpointing,
-    )
+    wanted = {"norm_eval": model.batch_norm == "frozen", "checkpointing": model.checkpointing}
+    known = {f.name for f in dataclasses.fields(base.backbone)}  # a transformer has no batch norm
+    backbone: Any = base.backbone
+    backbone = dataclasses.replace(backbone, **{n: v for n, v in wanted.items() if n in known})
     depth = base.depth if data.depth_strides and config.loss.depth > 0 else None
     if depth is not None and len(data.depth_strides) != depth.num_levels:
         raise ConfigError(
@@ -83,7 +92,10 @@ def build_network(config: FitConfig) -> Sparse4D:
     settings, wanted = config.model, model_config(config)
     model = build_model(wanted, read_anchors(settings.anchors, wanted.num_anchors))
     if settings.backbone_weights:
-        load_backbone(model.backbone, Path(settings.backbone_weights))
+        try:
+            load_backbone(model, settings.backbone_weights)
+        except CheckpointError as error:
+            raise ConfigError(f"setting 'model.backbone_weights': {error}") from None
     if settings.init:
         start = load_checkpoint(settings.init).state_dict()
         load_matching(model, start, settings.init)
@@ -114,28 +126,6 @@ def read_anchors(path: str, count: int) -> np.ndarray | None:
     if not np.isfinite(anchors).all():
         raise ConfigError(f"setting 'model.anchors': {Path(path).name} has NaN or infinite values.")
     return np.asarray(anchors)
-
-
-def load_backbone(backbone: nn.Module, path: Path) -> None:
-    """Loads a torchvision state dict; its classifier is left out.
-
-    Raises:
-        ConfigError: the file is missing, or its weights are of another network.
-    """
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ConfigError(
-            f"setting 'model.backbone_weights': cannot read {path} ({type(error).__name__})."
-        ) from None
-    weights = {k: v for k, v in weights.items() if not k.startswith("fc.")}
-    try:
-        backbone.load_state_dict(weights)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise ConfigError(
-            f"setting 'model.backbone_weights': {path.name} is not of this backbone: {first}"
-        ) from None
 
 
 def load_matching(model: nn.Module, weights: Mapping[str, torch.Tensor], source: str) -> None:
