@@ -17,7 +17,7 @@ import numpy as np
 
 from s4d_ops.image import resize_crop as resize_on_host
 
-OUT_OF_MEMORY, ILLEGAL_ADDRESS, INVALID_VALUE = 2, 700, 1
+OUT_OF_MEMORY, ILLEGAL_ADDRESS = 2, 700
 Work = Callable[[], None]
 
 
@@ -123,18 +123,20 @@ class FakeDriver:
     def do_cuMemFreeHost(self, address: Any) -> None:
         del self.pinned[number(address)], self._keep[number(address)]
 
-    def do_cuPointerGetAttribute(self, kind: Any, attribute: int, address: Any) -> int:
-        at = number(address)
-        if any(base <= at < base + size for base, size in self.pinned.items()):
-            kind._obj.value = 1
-            return 0
-        return INVALID_VALUE
-
     def _copy(self, target: Any, source: Any, size: int, stream: Any) -> None:
         to, start = number(target), number(source)
         self.enqueue(stream, lambda: ctypes.memmove(to, start, size) and None)
 
-    do_cuMemcpyHtoDAsync_v2 = do_cuMemcpyDtoHAsync_v2 = do_cuMemcpyDtoDAsync_v2 = _copy
+    do_cuMemcpyDtoHAsync_v2 = do_cuMemcpyDtoDAsync_v2 = _copy
+
+    def do_cuMemcpyHtoDAsync_v2(self, target: Any, source: Any, size: int, stream: Any) -> None:
+        start = number(source)
+        if any(base <= start < base + length for base, length in self.pinned.items()):
+            self._copy(target, source, size, stream)
+            return
+        # Ordinary memory has been read when the call returns.
+        to, data = number(target), ctypes.string_at(start, size)
+        self.enqueue(stream, lambda: ctypes.memmove(to, data, size) and None)
 
     def do_cuMemsetD8Async(self, target: Any, value: int, size: int, stream: Any) -> None:
         to = number(target)

@@ -98,12 +98,12 @@ def tiny_onnx(manifest: Manifest | None = None) -> bytes:
     old = op("Where", [valid, "state_confidence", zero_f], "old")
     op("Add", [old, one_f], "next_confidence")
     op("Add", ["state_feature", one_f], "next_feature")
-    op("Identity", ["state_anchor"], "next_anchor")
+    op("Add", ["state_anchor", zero_f], "next_anchor")
     base = op("Where", [valid, "state_id_counter", zero_i], "base")
     op("Add", [base, const("step", [COUNT], np.int32)], "next_id_counter")
     fresh = op("Add", [base, const("range", range(COUNT), np.int32)], "fresh")
     op("Where", [valid, "state_track_id", fresh], "track_ids")
-    op("Identity", ["track_ids"], "next_track_id")
+    op("Add", ["track_ids", zero_i], "next_track_id")
     pixels = op("Cast", ["images"], "pixels", to=TensorProto.FLOAT)
     mean = op("Reshape", [op("ReduceMean", [pixels], "m0", keepdims=0), "one"], "mean")
     const("one", [1], np.int64)
@@ -119,9 +119,13 @@ def tiny_onnx(manifest: Manifest | None = None) -> bytes:
         const("others", np.tile([5, 5, 0, 4, 2, 1.5, 0.3, 1, 0, 0], COUNT - 2), np.float32),
     ]
     op("Concat", parts, "all", axis=0)
-    op("Reshape", ["all", const("shape", [COUNT, 10], np.int64)], "boxes")
-    op("Identity", [const("s", np.linspace(0.9, 0.1, COUNT), np.float32)], "scores")
-    op("Identity", [const("l", range(COUNT), np.int32)], "labels")
+    # A reshaped output would be copied in a way that ONNX Runtime cannot record as a CUDA graph.
+    op("Reshape", ["all", const("shape", [COUNT, 10], np.int64)], "rows")
+    op("Add", ["rows", zero_f], "boxes")
+    zeros = op("Mul", ["state_confidence", zero_f], "zero_scores")
+    op("Add", [zeros, const("s", np.linspace(0.9, 0.1, COUNT), np.float32)], "scores")
+    zeros = op("Mul", ["state_track_id", zero_i], "zero_labels")
+    op("Add", [zeros, const("l", range(COUNT), np.int32)], "labels")
 
     def infos(specs: tuple[TensorSpec, ...]) -> list[Any]:
         return [helper.make_tensor_value_info(t.name, _TYPES[t.dtype], t.shape) for t in specs]

@@ -121,11 +121,11 @@ def test_out_of_memory_in_the_middle_is_named(
 ) -> None:
     frames = stream_of(device_pipeline)
     device_pipeline(next(frames))
-    driver.fail["cuMemHostAlloc"] = OUT_OF_MEMORY
+    driver.fail["cuMemAlloc_v2"] = OUT_OF_MEMORY
     big = next(rig_frames(device_pipeline.manifest, (180, 320), 0.5))
     with pytest.raises(DeviceMemoryError, match="no memory left"):
         device_pipeline(replace(big, timestamp=1001.0))
-    del driver.fail["cuMemHostAlloc"]
+    del driver.fail["cuMemAlloc_v2"]
     assert device_pipeline.last is not None and device_pipeline.last.cause == "backend"
     assert device_pipeline(next(frames)) is not None
 
@@ -271,6 +271,21 @@ def test_prepared_images_on_the_host(artifact: Path) -> None:
             one.prepare(0, frame.images[0].astype(np.float32))
         with pytest.raises(ImageError):  # on a device, and this engine is on the host
             one.prepare(0, FakeDeviceArray(frame.images[0]))
+
+
+def test_image_buffers(device_pipeline: Pipeline, artifact: Path, driver: FakeDriver) -> None:
+    with Pipeline.load(artifact) as host:
+        results = []
+        for pipeline in (device_pipeline, host):
+            frame = next(stream_of(pipeline))
+            buffers = pipeline.image_buffers([RAW] * 6)
+            for buffer, image in zip(buffers, frame.images, strict=True):
+                assert buffer.shape == image.shape and not buffer.any()
+                buffer[...] = image
+            result = pipeline(replace(frame, images=buffers))
+            assert result is not None
+            results.append(result.boxes)
+    np.testing.assert_array_equal(*results)
 
 
 def test_bad_device_arrays_are_refused(device_pipeline: Pipeline) -> None:

@@ -131,6 +131,10 @@ class Backend(ABC):
         pixels = resize_crop(image, plan, self.manifest.preprocessing.resize_filter, None, threads)
         return PreparedImage(self, camera, image.shape, pixels)
 
+    def pinned_images(self, sizes: Sequence[tuple[int, int]]) -> list[NDArray[np.uint8]]:
+        """(H, W, 3) uint8 arrays from which this engine takes images fastest."""
+        return [np.zeros((*size, 3), dtype=np.uint8) for size in sizes]
+
     def borrow_image(self, array: Any) -> DeviceImage | None:
         """A foreign array in the memory of this engine's device; None if it is elsewhere."""
         return None

@@ -8,6 +8,7 @@ engine needs two sets of addresses and, as a CUDA graph, two graphs.
 from __future__ import annotations
 
 import logging
+import threading
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -40,6 +41,10 @@ __all__ = ["DeviceBackend"]
 
 log = logging.getLogger("s4d_runtime")
 
+# Engines are made and freed one after the other: they synchronise the whole device while they do,
+# which CUDA forbids while another thread records a graph.
+_ENGINES = threading.RLock()
+
 SMALL = 64  # bytes: state entries up to this size are also kept on the host (the id counter)
 STAGES = ("gpu_upload", "gpu_resize", "gpu_network", "gpu_download")
 
@@ -47,7 +52,7 @@ STAGES = ("gpu_upload", "gpu_resize", "gpu_network", "gpu_download")
 class DeviceBackend(Backend):
     """Base of engines on a CUDA device. A subclass binds addresses and starts the network."""
 
-    def __init__(self, manifest: Manifest, device: Device, options: EngineOptions) -> None:
+    def __init__(self, manifest: Manifest, device: Device) -> None:
         super().__init__(manifest)
         self._device = device
         self._stream = Stream()
@@ -69,9 +74,7 @@ class DeviceBackend(Backend):
             self._outputs, self._host_outputs = own(DeviceBlock(results)), own(PinnedBlock(results))
             self._images = own(DeviceBlock([specs["images"]]))
             self._events = [own(Event()) for _ in range(4)]  # start, inputs, network, end
-            self._loader = own(
-                ImageLoader(device, self._stream, manifest.preprocessing, options.threads)
-            )
+            self._loader = own(ImageLoader(device, self._stream, manifest.preprocessing))
             for block in self._states:
                 self._stream.clear(block.address, block.size)
             self._stream.synchronize()
@@ -100,13 +103,14 @@ class DeviceBackend(Backend):
 
     @classmethod
     def _load(cls, artifact: Artifact, options: EngineOptions) -> Self:
-        backend = cls(artifact.manifest, Device(options.device), options)
-        try:
-            backend.open(artifact, options)
-            backend.first_runs(options.cuda_graph)
-        except BaseException:
-            backend.close()
-            raise
+        with _ENGINES:
+            backend = cls(artifact.manifest, Device(options.device))
+            try:
+                backend.open(artifact, options)
+                backend.first_runs(options.cuda_graph)
+            except BaseException:
+                backend.close()
+                raise
         return backend
 
     @abstractmethod
@@ -184,6 +188,10 @@ class DeviceBackend(Backend):
         except DeviceError as error:
             raise self._noted(error) from None
         return prepared
+
+    def pinned_images(self, sizes: Sequence[tuple[int, int]]) -> list[NDArray[np.uint8]]:
+        self._enter()
+        return self._loader.pinned_images(sizes)
 
     def borrow_image(self, array: Any) -> DeviceImage | None:
         return self._loader.borrow(array)
@@ -273,10 +281,15 @@ class DeviceBackend(Backend):
     def close(self) -> None:
         if self._stream.handle == 0:
             return
-        with suppress(DeviceError):  # a lost device gives its memory back with the process
-            self._device.make_current()
-        self._graphs = []
-        self._resources.close()
+        with _ENGINES:
+            with suppress(DeviceError):  # a lost device gives its memory back with the process
+                self._device.make_current()
+            self._free_engine()
+            self._graphs = []
+            self._resources.close()
+
+    def _free_engine(self) -> None:
+        """Drop what the subclass holds, before the memory that it uses."""
 
     def _own(self, resource: Any) -> Any:
         self._resources.callback(resource.close)

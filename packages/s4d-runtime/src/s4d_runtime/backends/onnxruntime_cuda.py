@@ -16,12 +16,11 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ..artifact import Artifact, Manifest
-from ..cuda.driver import Device, cuda_device_problem, device_error
+from ..cuda.driver import Device, cuda_device_problem, device_error, out_of_memory
 from ..errors import (
     BackendError,
     BackendUnavailableError,
     DeviceError,
-    DeviceMemoryError,
 )
 from .base import EngineOptions
 from .device import DeviceBackend
@@ -34,15 +33,22 @@ __all__ = ["OnnxRuntimeCuda"]
 
 PROVIDER = "CUDAExecutionProvider"
 
+# Measured on an H200. In half precision the default layout keeps convolutions off the tensor cores
+# (16.6 ms for R50, 7.6 ms so); in single precision it is the faster one (18.0 ms, 19.5 ms).
+CONVOLUTIONS = {
+    "fp16": {"prefer_nhwc": "1", "fuse_conv_bias": "1", "cudnn_conv_algo_search": "HEURISTIC"},
+    "fp32": {"cudnn_conv_algo_search": "EXHAUSTIVE"},
+}
+
 
 class OnnxRuntimeCuda(DeviceBackend):
     """``onnxruntime-gpu`` with the CUDA provider."""
 
     name = "onnxruntime-cuda"
 
-    def __init__(self, manifest: Manifest, device: Device, options: EngineOptions) -> None:
-        super().__init__(manifest, device, options)
-        self._tf32 = options.tf32
+    def __init__(self, manifest: Manifest, device: Device) -> None:
+        super().__init__(manifest, device)
+        self._tf32 = False
         self._session: Any = None
         self._run_options: Any = None
         self._bindings: list[ort.IOBinding] = []
@@ -67,10 +73,9 @@ class OnnxRuntimeCuda(DeviceBackend):
         tf32 = "TF32 on" if self._tf32 else "TF32 off"
         return f"{self._device.name}, {tf32}, {self.graph_note}"
 
-    def close(self) -> None:
+    def _free_engine(self) -> None:
         self._bindings = []
         self._session = None
-        super().close()
 
     def open(self, artifact: Artifact, options: EngineOptions) -> None:
         import onnxruntime as ort
@@ -82,19 +87,22 @@ class OnnxRuntimeCuda(DeviceBackend):
             register_plugin(settings, "cuda")
         if hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # CUDA and cuDNN from pip packages, where they are
+        self._tf32 = options.tf32
         provider = {
             "device_id": str(options.device),
             "user_compute_stream": str(self._stream.handle),
             "use_tf32": "1" if options.tf32 else "0",
-            "cudnn_conv_algo_search": "EXHAUSTIVE",
-            "cudnn_conv_use_max_workspace": "1",
+            **CONVOLUTIONS["fp16" if artifact.manifest.precision == "fp16" else "fp32"],
             "arena_extend_strategy": "kSameAsRequested",
             "enable_cuda_graph": "1" if options.cuda_graph else "0",
         }
         data = artifact.read_model()
         try:
             session = ort.InferenceSession(
-                data, settings, providers=[(PROVIDER, provider), "CPUExecutionProvider"]
+                data,
+                settings,
+                providers=[(PROVIDER, provider), "CPUExecutionProvider"],
+                enable_fallback=0,  # else a failure here becomes a slow session without a word
             )
         except Exception as error:  # onnxruntime has no common error class
             where = f"ONNX Runtime {ort.__version__} refused {artifact.path.name}"
@@ -130,14 +138,11 @@ class OnnxRuntimeCuda(DeviceBackend):
 def _named(error: Exception, where: str) -> BackendError:
     """ONNX Runtime's text as one of our errors: memory, a lost device, or neither."""
     text = str(error)
-    number = re.search(r"(?:CUDA failure|CUDA error|cudaError\w*)\D{0,12}(\d+)", text)
-    if number and int(number.group(1)):
-        return device_error(int(number.group(1)), where)
-    if "Failed to allocate memory" in text or "out of memory" in text.lower():
-        return DeviceMemoryError(
-            f"{where}: no memory left on the device; close other users of the device, or use a "
-            "smaller model or precision"
-        )
-    if "CUDA" in text or "CUDNN" in text or "CUBLAS" in text:
-        return DeviceError(f"{where}: {first_line(error)}")
+    failure = re.search(r"(CUDA|CUBLAS|CUDNN) failure (\d+): ?([^;]*)", text)
+    if failure is not None and failure[1] == "CUDA":
+        return device_error(int(failure[2]), where)
+    if re.search(r"ailed to allocate|out of memory|ALLOC_FAILED|allocation failed", text):
+        return out_of_memory(where)
+    if failure is not None:
+        return DeviceError(f"{where}: {failure[0].strip()}")
     return BackendError(f"{where}: {first_line(error)}")

@@ -35,8 +35,8 @@ class TensorRT(DeviceBackend):
 
     name = "tensorrt"
 
-    def __init__(self, manifest: Manifest, device: Device, options: EngineOptions) -> None:
-        super().__init__(manifest, device, options)
+    def __init__(self, manifest: Manifest, device: Device) -> None:
+        super().__init__(manifest, device)
         self._version = ""
         self._logger: Any = None
         self._runtime: Any = None
@@ -63,12 +63,11 @@ class TensorRT(DeviceBackend):
         size = getattr(self._engine, "device_memory_size_v2", None)
         return sizes if size is None else {**sizes, "engine_activations": int(size)}
 
-    def close(self) -> None:
+    def _free_engine(self) -> None:
         # The context before its engine, the engine before its runtime, all before the stream.
         self._context = None
         self._engine = None
         self._runtime = None
-        super().close()
 
     def open(self, artifact: Artifact, options: EngineOptions) -> None:
         trt = _load_tensorrt()

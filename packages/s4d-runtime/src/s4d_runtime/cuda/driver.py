@@ -24,7 +24,7 @@ __all__ = [
     "cuda_device_problem",
     "device_error",
     "forget_runtime_error",
-    "is_pinned",
+    "out_of_memory",
 ]
 
 LIBRARY = "libcuda.so.1"
@@ -37,7 +37,6 @@ _STICKY = {
 _EVENT_DISABLE_TIMING = 2
 _STREAM_NON_BLOCKING = 1
 _CAPTURE_THREAD_LOCAL = 1
-_MEMORY_TYPE, _HOST_MEMORY = 2, 1  # of cuPointerGetAttribute
 
 _p, _pp = c_void_p, ctypes.POINTER(c_void_p)
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
@@ -58,7 +57,6 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuMemcpyDtoHAsync_v2": (_p, c_uint64, c_size_t, _p),
     "cuMemcpyDtoDAsync_v2": (c_uint64, c_uint64, c_size_t, _p),
     "cuMemsetD8Async": (c_uint64, ctypes.c_ubyte, c_size_t, _p),
-    "cuPointerGetAttribute": (_p, c_int, c_uint64),
     "cuStreamCreate": (_pp, c_uint),
     "cuStreamDestroy_v2": (_p,),
     "cuStreamSynchronize": (_p,),
@@ -110,16 +108,21 @@ def device_error(code: int, where: str) -> DeviceError:
     what = f"{(label.value or b'unknown error').decode()} ({code})"
     reason = (text.value or b"no description").decode()
     if code == _OUT_OF_MEMORY:
-        return DeviceMemoryError(
-            f"{where}: no memory left on the device, {what}; close other users of the device, or "
-            "use a smaller model or precision"
-        )
+        return out_of_memory(where)
     if code in _STICKY:
         return DeviceLostError(
             f"{where}: the device stopped with {what}, {reason}; CUDA does not recover inside "
             "a process, so start it anew"
         )
     return DeviceError(f"{where}: {what}, {reason}")
+
+
+def out_of_memory(where: str) -> DeviceMemoryError:
+    """The exception for a failed allocation."""
+    return DeviceMemoryError(
+        f"{where}: no memory left on the device; close other users of the device, or use a "
+        "smaller model or precision"
+    )
 
 
 def cuda_device_problem() -> str | None:
@@ -281,13 +284,6 @@ class Event:
         if self.handle:
             _library().cuEventDestroy_v2(self.handle)
             self.handle = 0
-
-
-def is_pinned(address: int) -> bool:
-    """Whether host memory at this address is page-locked, so that it can be copied as it is."""
-    kind = c_uint()
-    code = _library().cuPointerGetAttribute(byref(kind), _MEMORY_TYPE, address)
-    return code == 0 and kind.value == _HOST_MEMORY
 
 
 def forget_runtime_error() -> None:

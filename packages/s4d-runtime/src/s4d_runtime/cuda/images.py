@@ -1,35 +1,31 @@
 """Raw camera images to network size, on the device.
 
-Only the rows that survive the crop are copied: worker threads move them piece by piece into
-pinned memory, and each piece starts its way to the device while the next one is moved. Images in
-pinned memory go without that step, images on the device without any copy.
+Only the rows that survive the crop are copied. An image in pinned memory (``pinned_images``) goes
+at the speed of the bus, an ordinary one at the driver's, and one on the device is not copied.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from s4d_ops.errors import InvalidInputError
 from s4d_ops.image import ResizeCrop
-from s4d_ops.image_cuda import resize_crop
+from s4d_ops.image_cuda import MAX_IMAGES, resize_crop
 
 from ..artifact import Preprocessing, TensorSpec
 from ..errors import BackendError
 from ..image_input import DeviceImage, ImageInput, PreparedImage
-from .driver import Device, Event, Stream, is_pinned
+from .driver import Device, Event, Stream
 from .memory import DeviceArray, DeviceBlock, PinnedBlock
 
 __all__ = ["ImageLoader", "needed_rows"]
-
-PIECE = 1 << 19  # bytes: large enough for full copy speed, small enough to overlap
-MAX_WORKERS = 8
 
 
 def needed_rows(plan: ResizeCrop) -> tuple[int, int]:
@@ -42,49 +38,39 @@ def needed_rows(plan: ResizeCrop) -> tuple[int, int]:
 
 
 class ImageLoader:
-    """Buffers and threads that bring camera images to one engine.
+    """Buffers that bring camera images to one engine.
 
     Args:
         device: where the engine runs.
         stream: the engine's stream; what ``load`` starts is ordered with the engine's work.
         preprocessing: network size and filter.
-        threads: workers that fill pinned memory, 0 for one per camera up to 8.
     """
 
-    def __init__(
-        self, device: Device, stream: Stream, preprocessing: Preprocessing, threads: int
-    ) -> None:
+    def __init__(self, device: Device, stream: Stream, preprocessing: Preprocessing) -> None:
         self._device = device
         self._stream = stream
         self.uploaded = Event()
         self._side_stream = Stream()
         self._filter = preprocessing.resize_filter
         self._size = preprocessing.image_size
-        cameras = len(preprocessing.camera_names)
-        workers = threads or min(cameras, os.cpu_count() or 1, MAX_WORKERS)
-        self._pool = ThreadPoolExecutor(workers, "s4d-images", initializer=device.make_current)
-        self._frame_area = _Staging()
-        self._side_area = _Staging()
+        self._frame_area = _RawArea()
+        self._side_area = _RawArea()
         self._side_lock = threading.Lock()
         self._slots: list[DeviceBlock] = []
         self._spare: list[DeviceArray] = []
+        self._pinned: list[PinnedBlock] = []
 
     def load(
         self, images: Sequence[ImageInput], plans: Sequence[ResizeCrop], target: DeviceArray
     ) -> None:
-        """Start filling ``target`` (N, height, width, 3); the host images are free on return,
-        except pinned and device images, which must stay until the stream has passed."""
-        raw = [(i, image) for i, image in enumerate(images) if isinstance(image, np.ndarray)]
+        """Start filling ``target`` (N, height, width, 3). Pinned and device images must stay as
+        they are until the stream has passed; ordinary ones are free on return."""
         sources: list[Any] = list(images)
-        area = self._frame_area
-        area.reserve([image.size for _, image in raw])
-        jobs = []
+        raw = [(i, image) for i, image in enumerate(images) if isinstance(image, np.ndarray)]
+        self._frame_area.reserve([image.size for _, image in raw])
         for order, (camera, image) in enumerate(raw):
-            sources[camera] = area.array(order, image.shape)
-            jobs.append(self._pool.submit(_upload, self._stream, image, plans[camera], area, order))
-        wait(jobs)  # all of them, before a failure of one is told
-        for job in jobs:
-            job.result()
+            sources[camera] = self._frame_area.array(order, image.shape)
+            _upload(self._stream, image, plans[camera], sources[camera])
         self.uploaded.record(self._stream)
         pixels = math.prod(target.shape[1:])
         for start, stop in _runs(sources, plans):
@@ -97,23 +83,31 @@ class ImageLoader:
             else:
                 self._resize(sources[start:stop], plans[start], out, self._stream)
 
-    def prepare(self, camera: int, image: ImageInput, plan: ResizeCrop, owner: object) -> Any:
+    def prepare(
+        self, camera: int, image: ImageInput, plan: ResizeCrop, owner: object
+    ) -> PreparedImage:
         """Upload and resize one image now; any thread may call this while a frame runs."""
         with self._side_lock:
-            self._device.make_current()
             slot = self._spare.pop() if self._spare else self._new_slot()
             try:
                 source: Any = image
                 if isinstance(image, np.ndarray):
-                    self._side_area.reserve([math.prod(image.shape)])
+                    self._side_area.reserve([image.size])
                     source = self._side_area.array(0, image.shape)
-                    _upload(self._side_stream, image, plan, self._side_area, 0)
+                    _upload(self._side_stream, image, plan, source)
                 self._resize([source], plan, slot, self._side_stream)
-                self._side_stream.synchronize()  # the image and the pinned area are free again
+                self._side_stream.synchronize()  # the image and the raw area are free again
             except BaseException:
                 self._spare.append(slot)
                 raise
         return PreparedImage(owner, camera, tuple(image.shape), slot, self._spare.append)
+
+    def pinned_images(self, sizes: Sequence[tuple[int, int]]) -> list[NDArray[np.uint8]]:
+        """Page-locked (H, W, 3) arrays to write images into; valid until ``close``."""
+        specs = [TensorSpec(str(i), "uint8", (*size, 3)) for i, size in enumerate(sizes)]
+        block = PinnedBlock(specs)
+        self._pinned.append(block)
+        return list(block.arrays.values())
 
     def borrow(self, array: Any) -> DeviceImage | None:
         """A foreign device array as an image, None if it is not on a CUDA device."""
@@ -123,22 +117,18 @@ class ImageLoader:
 
     def close(self) -> None:
         """Free all memory."""
-        self._pool.shutdown()
-        for block in self._slots:
+        owned: list[Any] = [*self._slots, *self._pinned, self._frame_area, self._side_area]
+        for block in owned:
             block.close()
-        self._slots.clear()
-        self._spare = []
-        self._frame_area.close()
-        self._side_area.close()
+        self._slots, self._spare, self._pinned = [], [], []
         self._side_stream.close()
         self.uploaded.close()
 
     @property
     def nbytes(self) -> tuple[int, int]:
         """Bytes held on the device and in pinned memory."""
-        areas = (self._frame_area, self._side_area)
-        device = sum(a.device.size for a in areas if a.device) + sum(s.size for s in self._slots)
-        return device, sum(a.pinned.size for a in areas if a.pinned)
+        areas = (self._frame_area.size, self._side_area.size)
+        return sum(areas) + sum(s.size for s in self._slots), sum(p.size for p in self._pinned)
 
     def _new_slot(self) -> DeviceArray:
         block = DeviceBlock([TensorSpec("image", "uint8", (1, *self._size, 3))])
@@ -155,65 +145,50 @@ class ImageLoader:
             raise BackendError(f"the images cannot be resized on the device: {error}") from None
 
 
-class _Staging:
-    """Pinned and device memory for raw images; grows to the largest frame seen."""
+class _RawArea:
+    """Device memory for raw images; grows to the largest frame seen."""
 
     def __init__(self) -> None:
-        self.pinned: PinnedBlock | None = None
-        self.device: DeviceBlock | None = None
+        self._block: DeviceBlock | None = None
         self._sizes: list[int] = []
+
+    @property
+    def size(self) -> int:
+        """Bytes held."""
+        return self._block.size if self._block else 0
 
     def reserve(self, sizes: list[int]) -> None:
         """Make room for images of so many bytes."""
-        if (
-            self.device is not None
-            and len(sizes) <= len(self._sizes)
-            and all(a <= b for a, b in zip(sizes, self._sizes, strict=False))
-        ):
+        pairs = list(zip_longest(sizes, self._sizes, fillvalue=0))
+        if all(new <= old for new, old in pairs):
             return
-        count = max(len(sizes), len(self._sizes))
-        padded = [list(s) + [0] * (count - len(s)) for s in (sizes, self._sizes)]
-        wanted = [max(pair) for pair in zip(*padded, strict=True)]
-        specs = [TensorSpec(str(i), "uint8", (size,)) for i, size in enumerate(wanted)]
         self.close()
-        self.pinned = PinnedBlock(specs)
-        self.device = DeviceBlock(specs)
+        wanted = [max(pair) for pair in pairs]
+        self._block = DeviceBlock(
+            [TensorSpec(str(i), "uint8", (size,)) for i, size in enumerate(wanted)]
+        )
         self._sizes = wanted
 
     def array(self, number: int, shape: tuple[int, ...]) -> DeviceArray:
-        """The device memory of one image."""
-        assert self.device is not None
-        return DeviceArray(self.device.arrays[str(number)].address, shape, "uint8", None)
+        """The memory of one image."""
+        assert self._block is not None
+        return DeviceArray(self._block.arrays[str(number)].address, shape, "uint8", None)
 
     def close(self) -> None:
         """Free the memory."""
-        if self.pinned:
-            self.pinned.close()
-        if self.device:
-            self.device.close()
-        self.pinned = self.device = None
+        if self._block:
+            self._block.close()
+        self._block = None
         self._sizes = []
 
 
 def _upload(
-    stream: Stream, image: np.ndarray, plan: ResizeCrop, area: _Staging, number: int
+    stream: Stream, image: NDArray[np.uint8], plan: ResizeCrop, target: DeviceArray
 ) -> None:
-    """Copy the needed rows of a host image to the device, through pinned memory."""
-    assert area.pinned is not None and area.device is not None
+    """Copy the needed rows of a host image to the device."""
     first, last = needed_rows(plan)
-    row = image.shape[1] * 3
-    target = area.device.arrays[str(number)].address
-    packed = image.strides == (row, 3, 1)
-    if packed and is_pinned(image.ctypes.data):
-        stream.upload(target + first * row, image.ctypes.data + first * row, (last - first) * row)
-        return
-    pinned = area.pinned.arrays[str(number)][: image.size].reshape(image.shape)
-    step = max(1, PIECE // row)
-    for start in range(first, last, step):
-        stop = min(start + step, last)
-        np.copyto(pinned[start:stop], image[start:stop])
-        size = (stop - start) * row
-        stream.upload(target + start * row, pinned.ctypes.data + start * row, size)
+    rows = np.ascontiguousarray(image[first:last])
+    stream.upload(target.address + first * image.shape[1] * 3, rows.ctypes.data, rows.nbytes)
 
 
 def _runs(sources: Sequence[Any], plans: Sequence[ResizeCrop]) -> list[tuple[int, int]]:
@@ -228,7 +203,7 @@ def _runs(sources: Sequence[Any], plans: Sequence[ResizeCrop]) -> list[tuple[int
     runs: list[tuple[int, int]] = []
     for index in range(len(sources)):
         start, stop = runs[-1] if runs else (0, -1)
-        if stop == index and key(start) == key(index) and index - start < 16:
+        if stop == index and key(start) == key(index) and index - start < MAX_IMAGES:
             runs[-1] = (start, index + 1)
         else:
             runs.append((index, index + 1))
