@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from .calibration import CalibrationMemory, Refusal, check_matrix, rows_text
 from .errors import (
-    CalibrationError,
     CameraCountError,
     FrameError,
     ImageError,
     PoseError,
     TimestampError,
 )
-from .frame import Camera, Frame
+from .frame import Frame
 from .geometry import Matrix, is_rigid
 from .image_input import DeviceImage, ImageInput, PreparedImage
 
@@ -28,18 +28,7 @@ __all__ = ["CheckedFrame", "Refusal", "check_frame", "check_image"]
 Borrow = Callable[[Any], "DeviceImage | None"]
 
 MAX_SIDE = 16384  # pixels
-MAX_CAMERA_OFFSET = 100.0  # metres from the LiDAR
-MAX_ENTRY = 1e9  # of any matrix: beyond, nothing is a length or a focal length
 MAX_POSITION = 1e8  # metres from the world's origin: beyond, float64 loses the millimetre
-
-
-class Refusal(Exception):
-    """Internal: a cause of ``policy.CAUSES`` and the public error that goes with it."""
-
-    def __init__(self, cause: str, error: FrameError) -> None:
-        super().__init__(str(error))
-        self.cause = cause
-        self.error = error
 
 
 class CheckedFrame:
@@ -68,7 +57,11 @@ class CheckedFrame:
 
 
 def check_frame(
-    frame: Frame, camera_names: tuple[str, ...], max_skew: float, borrow: Borrow
+    frame: Frame,
+    camera_names: tuple[str, ...],
+    max_skew: float,
+    borrow: Borrow,
+    calibrations: CalibrationMemory,
 ) -> CheckedFrame:
     """Check everything about a frame that can be checked without the frames before.
 
@@ -77,6 +70,7 @@ def check_frame(
         camera_names: of the manifest.
         max_skew: seconds that a camera's own time may differ from the frame's.
         borrow: the engine's way to see a foreign device array as an image.
+        calibrations: those of the frames before.
 
     Raises:
         Refusal: with the cause and the public error.
@@ -90,16 +84,16 @@ def check_frame(
     images = [check_image(i, n, borrow) for i, n in zip(frame.images, camera_names, strict=True)]
     stamps = _camera_times(frame, camera_names, timestamp, max_skew)
     pairs = [
-        _camera(camera, image.shape, name)
+        calibrations.check(camera, image.shape, name)
         for camera, image, name in zip(frame.cameras, images, camera_names, strict=True)
     ]
-    pose = _matrix(frame.lidar2global, (4, 4), "lidar2global", "bad_pose", PoseError)
+    pose = check_matrix(frame.lidar2global, (4, 4), "lidar2global", "bad_pose", PoseError)
     if not is_rigid(pose) or np.abs(pose[:3, 3]).max() > MAX_POSITION:
         raise Refusal(
             "bad_pose",
             PoseError(
                 "expected lidar2global to be a rigid transform in metres "
-                f"(within {MAX_POSITION:g} m), got {_rows(pose)}"
+                f"(within {MAX_POSITION:g} m), got {rows_text(pose)}"
             ),
         )
     return CheckedFrame(
@@ -193,47 +187,6 @@ def check_image(image: Any, name: str, borrow: Borrow) -> ImageInput:
     return image if plain else np.ascontiguousarray(image)
 
 
-def _camera(camera: Camera, shape: tuple[int, ...], name: str) -> tuple[Matrix, Matrix]:
-    try:
-        raw_intrinsic, raw_extrinsic = camera.intrinsic, camera.lidar2camera
-    except AttributeError:
-        raise Refusal(
-            "bad_calibration",
-            CalibrationError(
-                f"expected the calibration of {name} with intrinsic and lidar2camera, "
-                f"got {type(camera).__name__}"
-            ),
-        ) from None
-    k = _matrix(raw_intrinsic, (3, 3), f"intrinsic of {name}", "bad_calibration", CalibrationError)
-    t = _matrix(
-        raw_extrinsic, (4, 4), f"lidar2camera of {name}", "bad_calibration", CalibrationError
-    )
-    height, width = shape[:2]
-    size = max(height, width)
-    in_image = -0.25 * width <= k[0, 2] <= 1.25 * width and (
-        -0.25 * height <= k[1, 2] <= 1.25 * height
-    )
-    focal = 0.05 * size <= min(k[0, 0], k[1, 1]) and max(k[0, 0], k[1, 1]) <= 100 * size
-    pinhole = np.abs(k[2] - (0, 0, 1)).max() <= 1e-6 and abs(k[1, 0]) <= 1e-6 * size
-    if not (in_image and focal and pinhole):
-        raise Refusal(
-            "bad_calibration",
-            CalibrationError(
-                f"expected the intrinsic of {name} to be a pinhole matrix for its "
-                f"{height} x {width} image, got {_rows(k)}"
-            ),
-        )
-    if not is_rigid(t) or np.abs(t[:3, 3]).max() > MAX_CAMERA_OFFSET:
-        raise Refusal(
-            "bad_calibration",
-            CalibrationError(
-                f"expected lidar2camera of {name} to be a rigid transform in metres "
-                f"(within {MAX_CAMERA_OFFSET:g} m), got {_rows(t)}"
-            ),
-        )
-    return k, t
-
-
 def _camera_times(
     frame: Frame, names: tuple[str, ...], timestamp: float, max_skew: float
 ) -> tuple[float, ...] | None:
@@ -257,32 +210,7 @@ def _camera_times(
     return stamps
 
 
-def _matrix(
-    value: Any, shape: tuple[int, int], name: str, cause: str, error: type[FrameError]
-) -> Matrix:
-    try:
-        given = np.asarray(value)
-    except Exception:  # ragged lists, and whatever a foreign array raises
-        given = np.empty(0, dtype=object)
-    if given.dtype.kind not in "fiu":  # not text, booleans or complex numbers
-        raise Refusal(
-            cause, error(f"expected {name} as a {shape} matrix, got {type(value).__name__}")
-        )
-    if given.shape != shape:
-        raise Refusal(cause, error(f"expected {name} of shape {shape}, got {given.shape}"))
-    matrix = given.astype(np.float64)
-    if not np.abs(matrix).max() <= MAX_ENTRY:  # also false for NaN
-        raise Refusal(
-            cause, error(f"expected {name} to be finite, within {MAX_ENTRY:g}, got {_rows(matrix)}")
-        )
-    return matrix
-
-
 def _brief(value: Any) -> str:
     """A scalar as it is, anything else by its type: messages stay on one line."""
     plain = isinstance(value, (int, float, np.number)) or value is None
     return f"{value!r:.40}" if plain else type(value).__name__
-
-
-def _rows(matrix: Matrix) -> str:
-    return "[" + "; ".join(" ".join(f"{v:.4g}" for v in row) for row in matrix) + "]"

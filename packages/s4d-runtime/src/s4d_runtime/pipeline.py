@@ -17,6 +17,7 @@ from s4d_ops.image import ResizeCrop, plan_resize_crop
 
 from .artifact import Artifact, Manifest, read_artifact
 from .backends import Backend, EngineOptions, load_backend
+from .calibration import CalibrationMemory
 from .checks import CheckedFrame, Refusal, check_frame, check_image
 from .errors import BackendError, BadOutputError, FrameError, ImageError
 from .frame import Detections, Frame
@@ -80,6 +81,7 @@ class Pipeline:
         self._threads = threads
         self._timeline = Timeline(policy, self.manifest.thresholds.max_time_interval)
         self._ids = TrackIds()
+        self._calibrations = CalibrationMemory()
         self._plans: dict[tuple[int, int], ResizeCrop] = {}
         self._lock = threading.Lock()
 
@@ -227,7 +229,13 @@ class Pipeline:
 
     def _admit(self, frame: Frame) -> tuple[CheckedFrame, list[ResizeCrop], Step]:
         names = self.manifest.preprocessing.camera_names
-        checked = check_frame(frame, names, self.policy.max_camera_skew, self._backend.borrow_image)
+        checked = check_frame(
+            frame,
+            names,
+            self.policy.max_camera_skew,
+            self._backend.borrow_image,
+            self._calibrations,
+        )
         for index, image in enumerate(checked.images):
             if isinstance(image, PreparedImage) and not (
                 image.belongs_to(self._backend) and image.camera == index
