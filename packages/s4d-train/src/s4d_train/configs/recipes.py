@@ -2,7 +2,7 @@
 
 `sparse4dv3_r50_256x704` is the published recipe of Sparse4D v3 (8 devices x 6 samples, 100 epochs);
 `sparse4dv3_r50_256x704_bs88` that of SparseEnd2End (4 x 22, 150 epochs). The others are for the
-synthetic world and for checks.
+synthetic world and for checks; `family` holds those of the other models.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from ..data.config import AugmentConfig, DataConfig
 from ..errors import ConfigError
 from ..objectives.detection import LossConfig
 from .config import FitConfig, ModelSettings, OptimiserSettings, RunSettings
+from .family import FAMILY
 from .settings import nearest
 
 NO_AUGMENT = AugmentConfig(
@@ -109,6 +110,7 @@ RECIPES: dict[str, Callable[[], FitConfig]] = {
         sparse4dv3_r50_overfit,
         sparse4dv3_tiny,
         sparse4dv3_tiny_smoke,
+        *FAMILY,
     )
 }
 

@@ -18,6 +18,7 @@ from .boxes import TARGET_COLUMNS
 from .denoising import DenoisingConfig, DenoisingTargets
 from .ground_truth import GroundTruth
 from .losses import (
+    LOG_EPS,
     average,
     centerness_loss,
     depth_loss,
@@ -47,6 +48,7 @@ class LossConfig:
             loss.
         reversible: classes whose yaw may differ by pi.
         depth, max_depth: weight of the depth loss, and the clip of its predictions in metres.
+        distance: weight of the loss of v1's depth reweighting.
         cost, denoising: of the assignment and of the denoising task.
     """
 
@@ -64,6 +66,7 @@ class LossConfig:
     reversible: tuple[int, ...] = (BARRIER,)
     depth: float = 0.2
     max_depth: float = 60.0
+    distance: float = 1.0
     cost: CostWeights = field(default_factory=CostWeights)
     denoising: DenoisingConfig = field(default_factory=DenoisingConfig)
 
@@ -209,3 +212,18 @@ def dense_depth_loss(
     """The auxiliary depth loss under its key; levels as in `losses.depth_loss`."""
     loss = depth_loss(predictions, targets, config.depth, config.max_depth)
     return {"loss_dense_depth": loss}
+
+
+def distance_loss(
+    confidence: Tensor, truth: GroundTruth, factor: Tensor, config: LossConfig
+) -> dict[str, Tensor]:
+    """The loss of v1's depth reweighting under its key (REFERENCE C6).
+
+    Args:
+        confidence: (B, G, P) that the key points of objects are at their objects' distance.
+        truth, factor: as in `detection_losses`.
+    """
+    real = (truth.label >= 0)[..., None]
+    surprise = -torch.where(real, confidence, 1.0).clamp(min=LOG_EPS).log()
+    loss = surprise.sum() / factor / confidence.shape[-1]
+    return {"loss_distance": loss * config.distance}

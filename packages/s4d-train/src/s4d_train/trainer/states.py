@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from s4d_core import BankState, State
+from s4d_core import BankState, FeatureQueue, State
 
 from ..objectives.temporal_denoising import DenoisingState
 from .step import TemporalState
@@ -18,7 +18,8 @@ def pack_state(state: TemporalState) -> dict[str, Any]:
     packed: dict[str, Any] = {"model": None, "denoising": None, "owner": None}
     if state.model is not None:
         packed["model"] = {
-            "bank": _tensors(state.model.bank),
+            "bank": _tensors(dataclasses.replace(state.model.bank, queue=None)),
+            "queue": None if state.model.bank.queue is None else _tensors(state.model.bank.queue),
             "timestamp": state.model.timestamp.cpu(),
             "lidar2global": state.model.lidar2global.cpu(),
         }
@@ -34,9 +35,9 @@ def unpack_state(packed: dict[str, Any], device: torch.device) -> TemporalState:
     model, denoising = None, None
     if packed["model"] is not None:
         content = packed["model"]
-        model = State(
-            BankState(**content["bank"]), content["timestamp"], content["lidar2global"]
-        ).to(device)
+        queue = content.get("queue")
+        bank = BankState(**content["bank"], queue=None if queue is None else FeatureQueue(**queue))
+        model = State(bank, content["timestamp"], content["lidar2global"]).to(device)
     if packed["denoising"] is not None:
         denoising = DenoisingState(**packed["denoising"]).to(device)
     owner = packed.get("owner")
@@ -44,4 +45,5 @@ def unpack_state(packed: dict[str, Any], device: torch.device) -> TemporalState:
 
 
 def _tensors(values: Any) -> dict[str, torch.Tensor]:
-    return {f.name: getattr(values, f.name).cpu() for f in dataclasses.fields(values)}
+    named = {f.name: getattr(values, f.name) for f in dataclasses.fields(values)}
+    return {name: value.cpu() for name, value in named.items() if value is not None}

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
-from s4d_core import DenoisingQueries, Sparse4D, Sparse4DOutput, State, TemporalDenoising
+from s4d_core import (
+    DenoisingQueries,
+    Sparse4D,
+    Sparse4DConfig,
+    Sparse4DOutput,
+    State,
+    TemporalDenoising,
+)
 
 from ..data.batch import Batch
 from ..objectives.assignment import assign
@@ -22,6 +30,7 @@ from ..objectives.detection import (
     denoising_losses,
     dense_depth_loss,
     detection_losses,
+    distance_loss,
     no_denoising_losses,
 )
 from ..objectives.draws import Draws
@@ -107,6 +116,7 @@ def forward_losses(
         draws: chooses the denoising groups that live on.
     """
     noisy, groups = targets.noisy, config.denoising.groups
+    model = _model_config(module)
     temporal = config.denoising.temporal_groups > 0
     kept = past.denoising if temporal and noisy is not None else None
     if kept is not None and (past.model is None or kept.label.shape[0] != len(batch)):
@@ -125,21 +135,25 @@ def forward_losses(
         past.model,
         queries,
         batch.focal if batch.depth else None,
+        *_known_boxes(model, targets.truth, images.dtype),
     )
 
     after = noisy
     if noisy is not None and kept is not None:
         assert output.denoising is not None
         after = carry(kept, output.denoising.temporal_mask, noisy, groups)
-    free = Predictions.stack(_present(output.cls), output.box, _present(output.quality))
+    quality = _present(output.quality) or None
+    free = Predictions.stack(_present(output.cls), output.box, quality)
     factor, first_factor, after_factor = average_factors(targets.truth, [noisy, after], free.cls)
     losses: dict[str, Tensor] = {}
     if output.depth is not None and config.depth > 0:
         losses |= dense_depth_loss(output.depth, batch.depth, config)
+    if output.depth_confidence is not None:
+        losses |= distance_loss(output.depth_confidence, targets.truth, factor, config)
     next_denoising = None
     if noisy is not None and after is not None and output.denoising is not None:
         rows = Predictions.stack(output.denoising.cls, output.denoising.box)
-        single = _single_frame_decoders(module)
+        single = model.decoder.num_single_frame
         layers = range(rows.cls.shape[0])
         losses |= denoising_losses(
             rows,
@@ -169,7 +183,7 @@ def forward_losses(
         config.cost,
         config.class_columns,
         together,
-        _single_frame_decoders(module),
+        model.decoder.num_single_frame,
     )
     losses |= detection_losses(free, targets.truth, factor, config, matched)
     owner = None
@@ -184,11 +198,24 @@ def _present(tensors: list[Tensor | None]) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor is not None]
 
 
-def _single_frame_decoders(module: object) -> int:
+def _model_config(module: object) -> Sparse4DConfig:
     inner = getattr(module, "module", module)  # inside DistributedDataParallel
     inner = getattr(inner, "inner", inner)  # inside GraphedModule
     assert isinstance(inner, TrainingModule)
-    return inner.model.config.decoder.num_single_frame
+    return inner.model.config
+
+
+def _known_boxes(model: Sparse4DConfig, truth: GroundTruth, dtype: torch.dtype) -> tuple[Any, ...]:
+    """Further arguments for models that learn at which distance an object is: its (B, G, 11) box.
+
+    Without objects in the batch a row of padding stands in: a loss of 0 through every weight.
+    """
+    if model.depth_reweight is None:
+        return ()
+    box = pad(truth.target.nan_to_num(nan=0.0), (0, 1)).to(dtype)
+    if box.shape[1] == 0:
+        box = box.new_zeros(box.shape[0], 1, box.shape[2])
+    return (False, (), box)
 
 
 def finite_state(state: TemporalState) -> TemporalState:
@@ -198,16 +225,19 @@ def finite_state(state: TemporalState) -> TemporalState:
     """
     if state.model is None:
         return state
-    bank = state.model.bank
-    values = (bank.feature, bank.anchor, bank.confidence)
+    bank, queue = state.model.bank, state.model.bank.queue
+    values = [bank.feature, bank.anchor, bank.confidence]
+    if queue is not None:
+        values.append(queue.maps)
+        queue = replace(queue, maps=queue.maps.nan_to_num(0.0, 0.0, 0.0))
     fine = torch.stack([v.isfinite().flatten(1).all(dim=1) for v in values]).all(dim=0)
-    cleaned = type(bank)(
+    cleaned = replace(
+        bank,
         feature=bank.feature.nan_to_num(0.0, 0.0, 0.0),
         anchor=bank.anchor.nan_to_num(0.0, 0.0, 0.0),
         confidence=bank.confidence.nan_to_num(0.0, 0.0, 0.0),
-        track_id=bank.track_id,
-        id_counter=bank.id_counter,
         valid=bank.valid & fine,
+        queue=queue,
     )
     model = State(cleaned, state.model.timestamp, state.model.lidar2global)
     noisy = state.denoising
