@@ -1,0 +1,227 @@
+"""Writes docs/models.md: what every listed model is, and what was measured of it.
+
+    python tools/model_table.py [--check]
+
+Parameters and FLOPs come from the models themselves, built without values; figures of speed and
+memory from `benchmarks/model_zoo.json`, which `benchmarks/model_zoo.py` writes on a GPU; published
+accuracy and its source from the table below. `--check` compares instead of writing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import s4d_core
+from s4d_core import Sparse4DConfig
+
+PACKAGE = Path(__file__).resolve().parents[1]
+MEASURED = PACKAGE / "benchmarks" / "model_zoo.json"
+DOCUMENT = PACKAGE.parents[1] / "docs" / "models.md"
+
+V3 = "HorizonRobotics/Sparse4D, README"
+V1 = "linxuewu/Sparse4D, README"
+
+
+class Published(NamedTuple):
+    """Accuracy on nuScenes as its authors give it, and the settings of `s4d-train`."""
+
+    result: str
+    source: str
+    recipe: str
+
+
+PUBLISHED = {
+    "sparse4dv1_r101_h1_640x1600": Published("none found", "", "sparse4dv1_r101_h1_640x1600"),
+    "sparse4dv1_r101_h4_640x1600": Published(
+        "val NDS .5438, mAP .4409; 2.9 FPS on an RTX 3090", V1, "sparse4dv1_r101_h4_640x1600"
+    ),
+    "sparse4dv2_r50_256x704": Published(
+        "val NDS .5384, mAP .4392; 20.3 FPS on an RTX 3090", V1, "sparse4dv2_r50_256x704"
+    ),
+    "sparse4dv2_r101_512x1408": Published(
+        "val NDS .5939, mAP .5051; 8.4 FPS on an RTX 3090", V1, "sparse4dv2_r101_512x1408"
+    ),
+    "sparse4dv3_r50": Published(
+        "val NDS .5637, mAP .4646, AMOTA .477; 19.8 FPS on an RTX 3090",
+        V3,
+        "sparse4dv3_r50_256x704",
+    ),
+    "sparse4dv3_r101_512x1408": Published(
+        "val NDS .623, mAP .537, AMOTA .567; 8.2 FPS on an RTX 3090",
+        V3,
+        "sparse4dv3_r101_512x1408",
+    ),
+    "sparse4dv3_vov99_640x1600": Published(
+        "test NDS .656, mAP .570, AMOTA .574", V3, "sparse4dv3_vov99_640x1600"
+    ),
+    "sparse4dv3_eva02l_640x1600_offline": Published(
+        "test NDS .719, mAP .668, AMOTA .677", V3, "sparse4dv3_eva02l_640x1600_offline"
+    ),
+    "sparse4dv3_tiny": Published("ours; see the demo", "", "sparse4dv3_tiny"),
+}
+
+
+class Size(NamedTuple):
+    """Parameters, and floating-point operations of one frame."""
+
+    parameters: int
+    image_flops: int
+    head_flops: int
+
+
+def size_of(config: Sparse4DConfig) -> Size:
+    """Counted on the model without values, one frame in eval mode."""
+    cameras, (height, width) = config.num_cameras, config.image.size
+    with torch.device("meta"), torch.no_grad():
+        model = s4d_core.Sparse4D(config, torch.zeros(config.num_anchors, 11))
+        model = model.to("meta").eval().requires_grad_(False)
+        with FlopCounterMode(display=False) as counter:
+            model(
+                images=torch.empty(1, cameras, 3, height, width),
+                lidar2img=torch.empty(1, cameras, 4, 4),
+                image_wh=torch.empty(1, cameras, 2),
+                timestamp=torch.empty(1, dtype=torch.float64),
+                lidar2global=torch.empty(1, 4, 4, dtype=torch.float64),
+            )
+    counts = {name: sum(v.values()) for name, v in counter.get_flop_counts().items()}
+    image = counts["Sparse4D.backbone"] + counts["Sparse4D.neck"]
+    parameters = sum(p.numel() for p in model.parameters())
+    return Size(parameters, image, counts["Sparse4D"] - image)
+
+
+def document(what: Callable[[str], str] | None = None) -> str:
+    """The whole page; `what` replaces `model_line`."""
+    what = what or model_line
+    names = s4d_core.list_models()
+    measured = json.loads(MEASURED.read_text()) if MEASURED.is_file() else {}
+    lines = [
+        "# Models",
+        "",
+        "Every model is a named configuration of the same parts: `s4d_core.get_config(name)`,",
+        "`s4d_core.build_model(name)`, `s4d-train fit --config RECIPE`. This page is written by",
+        "`packages/s4d-core/tools/model_table.py`.",
+        "",
+        "## What they are",
+        "",
+        "GFLOP count a multiplication and an addition as two, for one frame of all cameras: of",
+        "backbone and pyramid, and of the decoders. Sampling of image features is not in them.",
+        "",
+        "| model | backbone | input | instances, carried | queue | parameters | GFLOP |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [what(name) for name in names]
+    lines += [
+        "",
+        "## Published accuracy",
+        "",
+        "On nuScenes, by the authors of the models, with their code. Nothing here was trained on",
+        "nuScenes by us.",
+        "",
+        "| model | published | source | recipe |",
+        "|---|---|---|---|",
+    ]
+    for name in names:
+        row = PUBLISHED[name]
+        lines.append(f"| `{name}` | {row.result} | {row.source or '-'} | `{row.recipe}` |")
+    lines += _measured(names, measured)
+    return "\n".join(lines) + "\n"
+
+
+def model_line(name: str) -> str:
+    """A model's line of the first table."""
+    config = s4d_core.get_config(name)
+    size = size_of(config)
+    height, width = config.image.size
+    queue = "-"
+    if config.queue is not None:
+        queue = f"{config.queue.length} {config.queue.frames}"
+    return (
+        f"| `{name}` | {_backbone(config)} | {config.num_cameras} x {height} x {width} | "
+        f"{config.num_anchors}, {config.num_temporal or '-'} | {queue} | "
+        f"{size.parameters / 1e6:.1f} M | "
+        f"{size.image_flops / 1e9:.0f} + {size.head_flops / 1e9:.0f} |"
+    )
+
+
+def _backbone(config: Sparse4DConfig) -> str:
+    backbone = config.backbone
+    if isinstance(backbone, s4d_core.VoVNetConfig):
+        return "VoVNet-99 (eSE)"
+    if isinstance(backbone, s4d_core.EvaConfig):
+        return "EVA02-L, simple pyramid"
+    if isinstance(backbone, s4d_core.TimmConfig):
+        return f"timm/{backbone.name}"
+    depth = 2 + sum(backbone.layers) * (3 if backbone.block == "bottleneck" else 2)
+    text = f"ResNet-{depth}"
+    if backbone.block == "basic":
+        text += ", narrow"
+    if backbone.style == "caffe":
+        text += ", caffe style"
+    return text + (", deformable" if any(backbone.deformable) else "")
+
+
+COLUMNS = (
+    ("inference", "FPS, fp32", "fps_fp32", "{:.1f}"),
+    ("inference", "FPS, bf16", "fps_bf16", "{:.1f}"),
+    ("inference", "GB, fp32", "gb", "{:.2f}"),
+    ("training", "batch", "batch", "{}"),
+    ("training", "s per step", "seconds", "{:.3f}"),
+    ("training", "GB", "gb", "{:.1f}"),
+    ("export", "s", "seconds", "{:.0f}"),
+    ("export", "MB", "megabytes", "{:.0f}"),
+    ("onnxruntime", "s per frame, CPU", "seconds_per_frame", "{:.1f}"),
+    ("onnxruntime", "largest difference: score, metres", "difference", "{}"),
+)
+
+
+def _measured(names: list[str], measured: dict[str, Any]) -> list[str]:
+    lines = ["", "## Measured", ""]
+    if not measured:
+        return [*lines, "Not measured yet: `python benchmarks/model_zoo.py` in packages/s4d-core."]
+    lines += [measured["about"], ""]
+    heads = [f"{title}" for _, title, _, _ in COLUMNS]
+    lines.append("| model | " + " | ".join(heads) + " |")
+    lines.append("|---|" + "---|" * len(COLUMNS))
+    notes = []
+    for name in names:
+        rows = measured["models"].get(name, {})
+        trainings = rows.get("training", [{}]) or [{}]
+        for i, training in enumerate(trainings):
+            cells = []
+            for part, _, key, form in COLUMNS:
+                values = training if part == "training" else rows.get(part, {}) if i == 0 else {}
+                value = values.get(key)
+                cells.append("-" if value is None else form.format(value))
+            lines.append(f"| {f'`{name}`' if i == 0 else ''} | " + " | ".join(cells) + " |")
+        for part in ("inference", "export", "onnxruntime"):
+            if "not" in rows.get(part, {}):
+                notes.append(f"- `{name}`, {part}: {rows[part]['not']}")
+        notes += [f"- `{name}`, training: {t['not']}" for t in trainings if "not" in t]
+    if notes:
+        lines += ["", "Not measured:", "", *notes]
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    text = document()
+    if args.check:
+        same = DOCUMENT.is_file() and DOCUMENT.read_text() == text
+        print("docs/models.md is " + ("up to date" if same else "not what this program writes"))
+        return 0 if same else 1
+    DOCUMENT.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
