@@ -1,7 +1,8 @@
 """Data sets in nuScenes layout, read from their JSON tables without the devkit."""
 
 from .classes import CLASS_RANGE, DETECTION_NAMES, TRACKING_NAMES, attribute_name, detection_name
-from .dataset import Annotations, CameraRecord, NuScenes, Sample, Scene
+from .dataset import NuScenes
+from .records import Annotations, CameraRecord, Sample, Scene
 from .submission import SubmissionWriter, read_results
 
 __all__ = [

@@ -1,9 +1,8 @@
-"""Scenes, samples, cameras and annotations of a data set in nuScenes layout."""
+"""A data set in nuScenes layout: its drives, and what belongs to each of their moments."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -12,106 +11,23 @@ from numpy.typing import NDArray
 
 from ..errors import DatasetError
 from ..frame import Camera, Frame
-from ..geometry import Matrix, invert_rigid, quaternion_to_matrix, transform
-from .classes import DETECTION_NAMES, detection_name
+from ..geometry import Matrix, invert_rigid, transform
+from .annotations import AnnotationTables
+from .records import CAMERA_ORDER, Annotations, CameraRecord, Sample, Scene
 from .tables import (
-    AnnotationRow,
     CalibrationRow,
     EgoPoseRow,
-    InstanceRow,
-    NamedRow,
     SampleDataRow,
     SampleRow,
     SceneRow,
     SensorRow,
     read_table,
+    rotation,
 )
 
-__all__ = ["CAMERA_ORDER", "Annotations", "CameraRecord", "NuScenes", "Sample", "Scene"]
+__all__ = ["CAMERA_ORDER", "NuScenes", "read_image"]
 
 LIDAR = "LIDAR_TOP"
-MAX_VELOCITY_INTERVAL = 1.5  # seconds between two annotations that still give a velocity
-# The order of the cameras in every Sparse4D model.
-CAMERA_ORDER = (
-    "CAM_FRONT",
-    "CAM_FRONT_RIGHT",
-    "CAM_FRONT_LEFT",
-    "CAM_BACK",
-    "CAM_BACK_LEFT",
-    "CAM_BACK_RIGHT",
-)
-
-
-@dataclass(frozen=True)
-class CameraRecord:
-    """One camera's image at a sample: its file, time (s) and calibration."""
-
-    path: Path
-    timestamp: float
-    intrinsic: Matrix
-    lidar2camera: Matrix
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One keyframe. Poses are those at the LiDAR's time; ``timestamp`` is in seconds."""
-
-    token: str
-    timestamp: float
-    scene: str
-    lidar2ego: Matrix
-    ego2global: Matrix
-    lidar_path: Path
-    cameras: dict[str, CameraRecord]
-
-    @property
-    def lidar2global(self) -> Matrix:
-        return self.ego2global @ self.lidar2ego
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A drive: its name and the tokens of its samples in time order."""
-
-    token: str
-    name: str
-    description: str
-    samples: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Annotations:
-    """Annotated objects of one sample, in its LiDAR frame.
-
-    Attributes:
-        boxes: (M, 10) float64 ``x y z w l h yaw vx vy vz`` as in ``Detections``; velocities are
-            NaN where the annotations do not give one, vz is 0.
-        labels: (M,) index into ``DETECTION_NAMES``, -1 for categories that are not scored.
-        categories: (M,) names.
-        track_ids: (M,) number of the object in the instance table.
-        tokens: (M,) annotation tokens.
-        num_points: (M,) LiDAR and radar points inside.
-    """
-
-    boxes: NDArray[np.float64]
-    labels: NDArray[np.int64]
-    categories: tuple[str, ...]
-    track_ids: NDArray[np.int64]
-    tokens: tuple[str, ...]
-    num_points: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass
-class _Annotated:
-    """The annotation tables, read only when they are asked for."""
-
-    rows: dict[str, AnnotationRow]
-    by_sample: dict[str, list[AnnotationRow]]
-    categories: dict[str, str]  # instance token to category name
-    numbers: dict[str, int] = field(default_factory=dict)  # instance token to row number
 
 
 class NuScenes:
@@ -224,27 +140,7 @@ class NuScenes:
             DatasetError: a table is missing (test splits have no annotations), or a record.
         """
         sample = self.sample(sample) if isinstance(sample, str) else sample
-        tables = self._annotated
-        rows = tables.by_sample.get(sample.token, [])
-        world2lidar = invert_rigid(sample.lidar2global)
-        boxes = np.zeros((len(rows), 10))
-        for i, row in enumerate(rows):
-            rotation = world2lidar[:3, :3] @ _rotation(row.rotation, row.token)
-            boxes[i, :3] = world2lidar[:3, :3] @ np.array(row.translation) + world2lidar[:3, 3]
-            width, length, height = row.size
-            boxes[i, 3:6] = length, width, height  # column w lies along the heading
-            boxes[i, 6] = np.arctan2(rotation[1, 0], rotation[0, 0])
-            boxes[i, 7:9] = (world2lidar[:3, :3] @ self._velocity(row))[:2]
-        names = [tables.categories.get(r.instance_token, "") for r in rows]
-        classes = [detection_name(n) for n in names]
-        return Annotations(
-            boxes,
-            np.array([-1 if c is None else DETECTION_NAMES.index(c) for c in classes], np.int64),
-            tuple(names),
-            np.array([tables.numbers.get(r.instance_token, -1) for r in rows], np.int64),
-            tuple(r.token for r in rows),
-            np.array([r.num_lidar_pts + r.num_radar_pts for r in rows], np.int64),
-        )
+        return self._annotated.of(sample)
 
     def select(self, names: Iterable[str] | None) -> list[Scene]:
         """The scenes of these names, in the data set's order; all for None.
@@ -262,33 +158,9 @@ class NuScenes:
         return found
 
     @cached_property
-    def _annotated(self) -> _Annotated:
-        rows = read_table(self._path("sample_annotation"), AnnotationRow)
-        instances = self._table("instance", InstanceRow)
-        names = {r.token: r.name for r in self._table("category", NamedRow)}
-        by_sample: dict[str, list[AnnotationRow]] = {}
-        for row in rows:
-            by_sample.setdefault(row.sample_token, []).append(row)
-        return _Annotated(
-            {r.token: r for r in rows},
-            by_sample,
-            {r.token: names.get(r.category_token, "") for r in instances},
-            {r.token: number for number, r in enumerate(instances)},
-        )
-
-    def _velocity(self, row: AnnotationRow) -> NDArray[np.float64]:
-        """World velocity (3,) by the difference of the neighbouring annotations; else NaN."""
-        rows = self._annotated.rows
-        before, after = rows.get(row.prev, row), rows.get(row.next, row)
-        if before is after:
-            return np.full(3, np.nan)
-        times = [self._samples[r.sample_token].timestamp / 1e6 for r in (before, after)]
-        interval = times[1] - times[0]
-        both = before is not row and after is not row
-        if not 0 < interval <= MAX_VELOCITY_INTERVAL * (2 if both else 1):
-            return np.full(3, np.nan)
-        moved = np.array(after.translation) - np.array(before.translation)
-        return np.asarray(moved / interval)
+    def _annotated(self) -> AnnotationTables:
+        times = {token: row.timestamp / 1e6 for token, row in self._samples.items()}
+        return AnnotationTables(self.root / self.version, times)
 
     def _keyframe_data(self) -> dict[str, dict[str, SampleDataRow]]:
         channels = self._channels
@@ -324,8 +196,8 @@ class NuScenes:
                 "which is not there"
             )
         return (
-            transform(_rotation(calibration.rotation, calibration.token), calibration.translation),
-            transform(_rotation(pose.rotation, pose.token), pose.translation),
+            transform(rotation(calibration.rotation, calibration.token), calibration.translation),
+            transform(rotation(pose.rotation, pose.token), pose.translation),
         )
 
     def _intrinsic(self, record: SampleDataRow) -> Matrix:
@@ -363,13 +235,6 @@ def read_image(path: Path) -> NDArray[np.uint8] | None:
         return None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DatasetError(f"{path.name} is not an image that can be decoded: {error}") from None
-
-
-def _rotation(q: Sequence[float], token: str) -> Matrix:
-    try:
-        return quaternion_to_matrix(q)
-    except ValueError as error:
-        raise DatasetError(f"record {token!r}: {error}") from None
 
 
 def _only_version(root: Path) -> str:

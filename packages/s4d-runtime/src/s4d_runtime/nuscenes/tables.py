@@ -8,13 +8,14 @@ the records that were kept.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
 from ..errors import DatasetError
+from ..geometry import Matrix, quaternion_to_matrix
 
 __all__ = [
     "AnnotationRow",
@@ -27,6 +28,7 @@ __all__ = [
     "SceneRow",
     "SensorRow",
     "read_table",
+    "rotation",
 ]
 
 PIECE = 16 << 20
@@ -164,3 +166,15 @@ def _next_piece(
                 if failures > 16:  # not a border in a string: the table itself is wrong
                     raise
         search = end
+
+
+def rotation(q: Sequence[float], token: str) -> Matrix:
+    """(3, 3) of a record's quaternion.
+
+    Raises:
+        DatasetError: it is none; the record is named.
+    """
+    try:
+        return quaternion_to_matrix(q)
+    except ValueError as error:
+        raise DatasetError(f"record {token!r}: {error}") from None

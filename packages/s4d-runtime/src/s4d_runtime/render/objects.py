@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..frame import Detections
 from ..nuscenes.classes import DETECTION_NAMES
-from ..nuscenes.dataset import Annotations
+from ..nuscenes.records import Annotations
 
 __all__ = ["Objects"]
 
