@@ -1,4 +1,4 @@
-"""The command line: ``s4d-export {onnx,engine,verify,inspect,lidar}``."""
+"""The command line: ``s4d-export {onnx,quantize,engine,verify,overflow,inspect,lidar}``."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from ._version import __version__
 from .lidar_command import add_command as add_lidar_command
+from .quantize_command import add_command as add_quantize_command
 
 __all__ = ["main"]
 
@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_onnx(commands)
+    add_quantize_command(commands)
     _add_verify(commands)
     _add_engine(commands)
     _add_inspect(commands)
@@ -184,7 +185,9 @@ def _verify(options: argparse.Namespace) -> int:
     else:
         print(format_result(result))
         if options.json:
-            _write_text(options.json, text + "\n")
+            from .text import write_text
+
+            write_text(options.json, text + "\n")
     return 0 if result["passed"] else 1
 
 
@@ -217,16 +220,3 @@ def _inspect(options: argparse.Namespace) -> int:
     info = describe(options.file)
     print(json.dumps(info, indent=1) if options.json else format_description(info))
     return 0
-
-
-def _write_text(path: str, text: str) -> None:
-    from s4d_runtime.files import write_bytes
-
-    from .artifact import check_destination
-    from .errors import UnwritableOutputError
-
-    target: Path = check_destination(path)
-    try:
-        write_bytes(target, text.encode())
-    except OSError as error:
-        raise UnwritableOutputError(f"cannot write {path!r}: {error.strerror}") from None
