@@ -233,6 +233,8 @@ def compile_inference(
     if half:
         image_part.to(memory_format=torch.channels_last)
     copied.backbone, copied.neck = torch.nn.Identity(), torch.nn.Identity()  # their memory
+    if on_gpu:
+        _fuse_small_networks(copied)
     cast_at_boundaries(copied)
     images: ImageInput
     if raw_size is None:
@@ -244,6 +246,15 @@ def compile_inference(
         wrap = _inductor
     frame = Frame(copied, image_part, images, batch_size, wrap)
     return CompiledModel(frame, precision, on_gpu if graph is None else graph)
+
+
+def _fuse_small_networks(model: Sparse4D) -> None:
+    """Needs Triton, which comes with torch for CUDA on Linux."""
+    try:
+        from .fused_mlp import fuse_small_networks
+    except ImportError:
+        return
+    fuse_small_networks(model)
 
 
 def _as_is(function: Callable[..., Any]) -> Callable[..., Any]:
