@@ -231,8 +231,9 @@ def compile_inference(
             channels = 8
             widen_input(image_part, channels)
     if half:
-        image_part.to(memory_format=torch.channels_last)
-    copied.backbone, copied.neck = torch.nn.Identity(), torch.nn.Identity()  # their memory
+        image_part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for name in ("backbone", "neck"):  # their memory
+        setattr(copied, name, torch.nn.Identity())
     if on_gpu:
         _fuse_small_networks(copied)
     cast_at_boundaries(copied)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import triton
-import triton.language as tl
+import triton  # type: ignore
+import triton.language as tl  # type: ignore
 from torch import Tensor, nn
 
 from ..anchor_encoder import AnchorEncoder
@@ -109,12 +109,12 @@ def _wide(
     there = (r < rows)[:, None]
     full: tl.constexpr = 2 * D
     layers: tl.constexpr = LINEARS * BLOCKS
-    if IN == full:
+    if full == IN:
         at = x + r[:, None] * in_dims + c[None, :]
         a = tl.load(at, mask=there, other=0.0).to(tl.float32)
         b = tl.load(at + D, mask=there, other=0.0).to(tl.float32)
     for layer in tl.static_range(layers):
-        if layer == 0 and IN != full:
+        if layer == 0 and full != IN:
             k = tl.arange(0, IN)
             at = x + r[:, None] * in_dims + k[None, :]
             h = tl.load(at, mask=there & (k < in_dims)[None, :], other=0.0).to(tl.float32)

@@ -8,6 +8,7 @@ where cuDNN has a kernel for it. What matches no pattern stays as it is.
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -134,7 +135,7 @@ def _constant(graph: fx.GraphModule, name: str, value: Tensor, before: fx.Node) 
         return graph.graph.get_attr(name)
 
 
-def _arguments(node: fx.Node) -> list[object]:
+def _arguments(node: fx.Node) -> list[Any]:
     """All arguments of a conv2d after its input."""
     given = list(node.args[1:])
     return [*given, *_DEFAULTS[len(given) :]]
