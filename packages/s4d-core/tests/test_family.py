@@ -140,6 +140,29 @@ def test_offline_model_carries_instances_and_looks_ahead() -> None:
     assert output.track_ids.min() == 0
 
 
+@torch.no_grad()
+def test_delayed_frames_are_the_offline_frames() -> None:
+    """Fed as frames arrive, the offline model gives what it gives with the frames to come."""
+    encoder = s4d_core.AnchorEncoderConfig(dims=(16, 4, 4, 8))
+    model = build(tiny(OFFLINE, anchor_encoder=encoder, queue=s4d_core.QueueConfig(2, "future")))
+    frames = [rigid(k, 1) for k in range(6)]
+    seen = [model.observe(**plain(f)) for f in frames]
+    state, bank = None, s4d_core.BankState.empty(model.config, 1, dtype=torch.float64, delayed=True)
+    for k, frame in enumerate(frames):
+        before = frames[max(k - 1, 0)]
+        step = torch.linalg.inv(frame["lidar2global"]) @ before["lidar2global"]
+        interval = frame["timestamp"] - before["timestamp"]
+        images = [frame[n] for n in ("images", "lidar2img", "image_wh")]
+        output, ready = model.delayed_frame(*images, step, interval, bank)
+        bank = output.bank
+        assert ready.item() is (k >= 2)
+        if k >= 2:
+            expected = model(**frames[k - 2], state=state, future=seen[k - 1 : k + 1])
+            state = expected.state
+            torch.testing.assert_close(output.box[-1], expected.box[-1], rtol=1e-8, atol=1e-8)
+            assert torch.equal(output.track_ids, expected.track_ids)
+
+
 def test_a_point_on_the_border_counts_half() -> None:
     """`border="zeros"`: grid_sample's rule, checked against grid_sample."""
     from s4d_core.aggregation_op import deformable_aggregation

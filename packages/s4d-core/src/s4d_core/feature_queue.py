@@ -22,7 +22,8 @@ class FeatureQueue:
     means that none of it is looked at.
 
     Attributes:
-        maps: (B, Q, F, C) pyramid features in the layout of the aggregation operator.
+        maps: (B, Q, F, C) pyramid features in the layout of the aggregation operator. `delayed`
+            keeps time and pose of one entry more than it keeps maps.
         lidar2img: (B, Q, N, 4, 4) of each frame.
         from_newest: (B, Q, 4, 4), LiDAR frame of the newest entry to that of each entry.
         age: (B, Q) seconds from each entry to the newest.
@@ -43,17 +44,19 @@ class FeatureQueue:
         rows: int,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        poses: int | None = None,
     ) -> FeatureQueue:
         """No frames: zeros and identities, for feature maps of `rows` rows."""
         assert config.queue is not None
         shape = (batch_size, config.queue.length)
+        moments = (batch_size, config.queue.length if poses is None else poses)
         identity = torch.eye(4, device=device, dtype=dtype)
         return cls(
             maps=torch.zeros(*shape, rows, config.embed_dims, device=device, dtype=dtype),
             lidar2img=identity.repeat(*shape, config.num_cameras, 1, 1),
-            from_newest=identity.repeat(*shape, 1, 1),
-            age=torch.zeros(shape, device=device, dtype=dtype),
-            filled=torch.zeros(shape, device=device, dtype=torch.bool),
+            from_newest=identity.repeat(*moments, 1, 1),
+            age=torch.zeros(moments, device=device, dtype=dtype),
+            filled=torch.zeros(moments, device=device, dtype=torch.bool),
         )
 
     def to(self, device: torch.device | str) -> FeatureQueue:

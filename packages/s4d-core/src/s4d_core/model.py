@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .aggregation_op import FeatureMaps, layout_tables
 from .backbones import build_backbone
 from .config import Sparse4DConfig
+from .delayed import delayed_frame
 from .denoising import DenoisingOutput, DenoisingQueries
 from .depth import DepthBranch
 from .errors import InvalidInputError
@@ -158,6 +159,20 @@ class Sparse4D(nn.Module):
             bank,
             denoising,
             every_layer,
+        )
+
+    def delayed_frame(
+        self,
+        images: Tensor,
+        lidar2img: Tensor,
+        image_wh: Tensor,
+        prev_to_current: Tensor,
+        time_interval: Tensor,
+        bank: BankState,
+    ) -> tuple[FrameOutput, Tensor]:
+        """A model that looks at frames to come, fed as frames arrive, see `delayed`."""
+        return delayed_frame(
+            self, images, lidar2img, image_wh, prev_to_current, time_interval, bank
         )
 
     def forward(

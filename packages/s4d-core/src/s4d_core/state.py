@@ -49,17 +49,20 @@ class BankState:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         rows: int | None = None,
+        delayed: bool = False,
     ) -> BankState:
         """The state before a first frame: zeros, no ids, not valid.
 
         Args:
             rows: of the feature maps that a queue holds; None: for the configured image size.
+            delayed: for `Sparse4D.delayed_frame`.
         """
         count = config.num_temporal
         queue = None
-        if config.queue is not None and config.queue.frames == "past":
+        if config.queue is not None and (delayed or config.queue.frames == "past"):
             rows = map_rows(config) if rows is None else rows
-            queue = FeatureQueue.empty(config, batch_size, rows, device, dtype)
+            poses = config.queue.length + 1 if delayed else None
+            queue = FeatureQueue.empty(config, batch_size, rows, device, dtype, poses)
         return cls(
             feature=torch.zeros(batch_size, count, config.embed_dims, device=device, dtype=dtype),
             anchor=torch.zeros(batch_size, count, BOX_DIMS, device=device, dtype=dtype),
