@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 import s4d_core
 from s4d_core.errors import InvalidInputError
-from s4d_core.inference import compile_inference
+from s4d_core.inference import CompiledModel, compile_inference
 from s4d_core.inference.fusion import image_graph, widen_input
 from s4d_core.inference.precision import cast_at_boundaries, is_half, to_half
 from s4d_ops import image
@@ -42,6 +43,12 @@ def model(layers: tuple[int, ...] = (1, 1, 1, 1), block: str = "basic") -> s4d_c
     for layer in built.head.layers:  # scores far enough apart for one order in any rounding
         nn.init.normal_(layer.refinement.cls_output.weight, 0, 0.5)
     return built
+
+
+@cache
+def compiled(batch: int, precision: str, raw: tuple[int, int] | None = None) -> CompiledModel:
+    """Made once for all tests; a test that uses it starts with `reset`."""
+    return compile_inference(model(), batch_size=batch, precision=precision, raw_size=raw)
 
 
 class Drive:
@@ -78,8 +85,8 @@ def assert_same(found: list, wanted: list, tolerance: float = 1e-3) -> None:
 
 @torch.no_grad()
 def test_frames_gap_and_reset_equal_the_model() -> None:
-    built = model()
-    fast = compile_inference(built, batch_size=2, precision="fp32")
+    built, fast = model(), compiled(2, "fp32")
+    fast.reset()
     drive, state = Drive(built.config), None
     for k in range(6):
         images, lidar2img, stamp, pose = drive(k)
@@ -93,8 +100,8 @@ def test_frames_gap_and_reset_equal_the_model() -> None:
 
 @torch.no_grad()
 def test_state_can_be_taken_and_given() -> None:
-    built = model()
-    fast = compile_inference(built, batch_size=2, precision="fp32")
+    built, fast = model(), compiled(2, "fp32")
+    fast.reset()
     drive = Drive(built.config)
     first, second = drive(0), drive(1)
     fast(*first)
@@ -110,8 +117,8 @@ def test_state_can_be_taken_and_given() -> None:
 
 @torch.no_grad()
 def test_raw_images_are_resized_and_normalised() -> None:
-    built = model()
-    fast = compile_inference(built, precision="fp32", raw_size=RAW)
+    built, fast = model(), compiled(1, "fp32", RAW)
+    fast.reset()
     random = np.random.default_rng(0)
     raw = [random.integers(0, 256, (*RAW, 3), dtype=np.uint8) for _ in range(6)]
     plan = image.plan_resize_crop(RAW, SIZE)
@@ -129,7 +136,7 @@ def test_raw_images_are_resized_and_normalised() -> None:
 def test_half_precision_is_near() -> None:
     """Scores by rank; rows whose scores nearly tie may change places."""
     built = model()
-    fast = compile_inference(built, batch_size=2, precision="fp16")
+    fast = compiled(2, "fp16")
     frame = fast._frame
     assert frame.model.head.anchor_encoder.position[0].weight.dtype == torch.float32
     assert frame.model.head.layers[1].ffn.expand.weight.dtype == torch.float16
@@ -141,8 +148,7 @@ def test_half_precision_is_near() -> None:
     torch.testing.assert_close(scores, torch.stack([x.scores for x in wanted]), rtol=0, atol=5e-3)
 
 
-@pytest.mark.parametrize("block", ["basic", "bottleneck"])
-@pytest.mark.parametrize("fuse_relu", [False, True])
+@pytest.mark.parametrize(("block", "fuse_relu"), [("basic", False), ("bottleneck", True)])
 def test_image_graph_equals_the_layers(block: str, fuse_relu: bool) -> None:
     built = model((2, 1, 2, 1), block).double()
     images = torch.randn(3, 3, *SIZE, dtype=torch.float64)
@@ -178,7 +184,7 @@ def test_what_cannot_be_is_said() -> None:
         compile_inference(built, precision="int4")  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="CUDA"):
         compile_inference(built, graph=True, device="cpu")
-    fast = compile_inference(built, precision="fp32", raw_size=RAW)
+    fast = compiled(1, "fp32", RAW)
     _, lidar2img, stamp, pose = (x[:1] for x in Drive(built.config)(0))
     images = [np.zeros((*RAW, 3), np.uint8)] * 6
     with pytest.raises(InvalidInputError, match="6 camera images"):
@@ -188,4 +194,4 @@ def test_what_cannot_be_is_said() -> None:
     with pytest.raises(InvalidInputError, match="lidar2img"):
         fast(images, lidar2img[:, :5], stamp, pose)
     with pytest.raises(InvalidInputError, match="state of this model"):
-        fast.state = compile_inference(built, batch_size=2, precision="fp32").state
+        fast.state = compiled(2, "fp32").state
