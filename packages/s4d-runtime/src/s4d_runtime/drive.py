@@ -21,7 +21,7 @@ from .nuscenes import NuScenes, Sample, Scene, SubmissionWriter
 from .nuscenes.dataset import CAMERA_ORDER
 from .pipeline import Pipeline
 
-__all__ = ["DriveReport", "Pictures", "drive", "frames_of"]
+__all__ = ["DriveReport", "Pictures", "drive", "frames_of", "lidar_points"]
 
 
 @dataclass
@@ -98,7 +98,7 @@ class Pictures:
             camera_names,
             objects=objects,
             truth=truth,
-            points=_lidar_points(sample) if self._lidar else None,
+            points=lidar_points(sample) if self._lidar else None,
             marks=self._anchors,
             title=f"{sample.scene}   frame {number + 1}",
             note=note or (f"{len(objects)} objects" if objects is not None else ""),
@@ -238,7 +238,7 @@ def _note(pipeline: Pipeline | None) -> str:
     return f"{pipeline.manifest.name}   {last.milliseconds['total']:.0f} ms{what}"
 
 
-def _lidar_points(sample: Sample) -> NDArray[np.float32] | None:
+def lidar_points(sample: Sample) -> NDArray[np.float32] | None:
     """(P, 3) points of a nuScenes sweep file (float32 x y z intensity ring), if it is there."""
     try:
         raw = np.fromfile(sample.lidar_path, dtype=np.float32)

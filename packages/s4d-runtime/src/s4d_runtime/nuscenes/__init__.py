@@ -2,10 +2,11 @@
 
 from .classes import CLASS_RANGE, DETECTION_NAMES, TRACKING_NAMES, attribute_name, detection_name
 from .dataset import NuScenes
-from .records import Annotations, CameraRecord, Sample, Scene
+from .records import CAMERA_ORDER, Annotations, CameraRecord, Sample, Scene
 from .submission import SubmissionWriter, read_results
 
 __all__ = [
+    "CAMERA_ORDER",
     "CLASS_RANGE",
     "DETECTION_NAMES",
     "TRACKING_NAMES",

@@ -2,6 +2,7 @@
 
 from .objects import Objects
 from .picture import Renderer, View
+from .recording import Recording
 from .video import write_gif, write_mp4
 
-__all__ = ["Objects", "Renderer", "View", "write_gif", "write_mp4"]
+__all__ = ["Objects", "Recording", "Renderer", "View", "write_gif", "write_mp4"]
