@@ -153,6 +153,12 @@ def test_bench(capsys, artifact, made_dataset, tmp_path):
         *(capsys, "bench", artifact, "--frames", 3, "--data", made_dataset, "--prometheus")
     )
     assert code == 0 and 's4d_events_total{event="frames"} 3' in out
+    for images in ("pinned", "prepared"):
+        code, _, err = run(
+            *(capsys, "bench", artifact, "--frames", 3, "--warmup", 1, "--raw-size", "90x160"),
+            *("--images", images, "--tf32", "--no-cuda-graph"),
+        )
+        assert code == 0, err
     assert run(capsys, "bench", artifact, "--frames", 0)[0] == 2
     assert run(capsys, "bench", artifact, "--raw-size", "big")[0] == 2
 

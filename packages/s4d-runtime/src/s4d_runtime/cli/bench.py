@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="take the images of this nuScenes data set, in turn")
     parser.add_argument("--backend", default="auto", help="engine (auto)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: engine's choice)")
+    parser.add_argument(
+        "--images",
+        choices=("host", "pinned", "prepared"),
+        default="host",
+        help="host: ordinary arrays. pinned: in the engine's image buffers. prepared: a second "
+        "thread prepares each camera's next image while the frame runs (host)",
+    )
+    parser.add_argument("--device", type=int, default=0, help="number of the CUDA device (0)")
+    parser.add_argument("--tf32", action="store_true", help="allow TF32 on the GPU")
+    parser.add_argument("--no-cuda-graph", action="store_true", help="do not replay CUDA graphs")
     parser.add_argument("--json", metavar="FILE", help="also write the figures as JSON")
     parser.add_argument("--prometheus", action="store_true", help="print Prometheus text instead")
 
@@ -39,7 +49,14 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("expected --frames of at least 1 and --warmup of at least 0")
     before = process_memory()["resident"]
     start = time.perf_counter()
-    with Pipeline.load(args.artifact, args.backend, threads=args.threads) as pipeline:
+    with Pipeline.load(
+        args.artifact,
+        args.backend,
+        threads=args.threads,
+        device=args.device,
+        tf32=args.tf32,
+        cuda_graph=not args.no_cuda_graph,
+    ) as pipeline:
         load_seconds = time.perf_counter() - start
         at_rest = process_memory()["resident"]
         report = _measure(pipeline, args)
@@ -64,16 +81,20 @@ def _measure(pipeline: Pipeline, args: argparse.Namespace) -> dict[str, Any]:
 
     from ..stats import Stats
 
-    frames = _frames(pipeline.manifest, args)
+    frames = _fed(pipeline, _frames(pipeline.manifest, args), args)
     for _ in range(args.warmup):
         pipeline(next(frames))
     pipeline.stats = Stats(window=args.frames)
-    wall = 0.0
+    calls = 0.0
+    begin = time.perf_counter()
     for _ in tqdm(range(args.frames), unit="frame", disable=None, leave=False):
         frame = next(frames)
         start = time.perf_counter()
         pipeline(frame)
-        wall += time.perf_counter() - start
+        calls += time.perf_counter() - start
+    # Preparing beside the frames is work that counts; making pictures up is not.
+    wall = time.perf_counter() - begin if args.images == "prepared" else calls
+    frames.close()
     engine = pipeline.memory()
     return {
         "artifact": str(args.artifact),
@@ -83,7 +104,7 @@ def _measure(pipeline: Pipeline, args: argparse.Namespace) -> dict[str, Any]:
         "backend": pipeline.backend_name,
         "backend_choice": pipeline.backend_choice,
         "threads": args.threads,
-        "images": args.data or f"noise {args.raw_size}",
+        "images": f"{args.data or f'noise {args.raw_size}'}, {args.images}",
         "frames": args.frames,
         "fps": args.frames / wall,
         **pipeline.stats.snapshot(),
@@ -117,6 +138,38 @@ def _frames(manifest: Manifest, args: argparse.Namespace) -> Iterator[Frame]:
     for number, moving in enumerate(frames):
         picture = stored[number % len(stored)]
         yield replace(moving, images=picture.images, cameras=picture.cameras)
+
+
+def _fed(
+    pipeline: Pipeline, frames: Iterator[Frame], args: argparse.Namespace
+) -> Generator[Frame, None, None]:
+    """The frames with their images where ``--images`` wants them."""
+    from concurrent.futures import ThreadPoolExecutor
+    from dataclasses import replace
+    from itertools import islice
+
+    if args.images == "host":
+        yield from frames
+        return
+    if args.images == "pinned":
+        buffers: list[Any] = []
+        for frame in frames:
+            buffers = buffers or pipeline.image_buffers([i.shape[:2] for i in frame.images])
+            for buffer, image in zip(buffers, frame.images, strict=True):
+                buffer[...] = image
+            yield replace(frame, images=buffers)
+
+    def prepare(frame: Frame) -> Frame:
+        images = [pipeline.prepare(camera, image) for camera, image in enumerate(frame.images)]
+        return replace(frame, images=images)
+
+    # Made beforehand, so that only the preparing runs beside the frames.
+    made = islice(frames, args.warmup + args.frames + 1)
+    with ThreadPoolExecutor(1, "s4d-cameras") as pool:
+        coming = pool.submit(prepare, next(made))
+        for following in made:
+            ready, coming = coming.result(), pool.submit(prepare, following)
+            yield ready
 
 
 def process_memory() -> dict[str, int]:
@@ -153,4 +206,7 @@ def _table(report: dict[str, Any]) -> str:
         f"{memory['process_now'] / 1e6:.0f} MB at work, "
         f"{memory['process_peak'] / 1e6:.0f} MB peak; loaded in {report['load_s']:.2f} s"
     )
+    engine = {k: v for k, v in report["engine_memory_bytes"].items() if v}
+    if engine:
+        lines.append("engine: " + ", ".join(f"{k} {v / 1e6:.0f} MB" for k, v in engine.items()))
     return "\n".join(lines) + "\n"
