@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -161,3 +163,29 @@ def test_aggregation_block_compiles_without_breaks_and_with_gradients() -> None:
         results.append([out, *torch.autograd.grad(out.square().sum(), leaves[:4])])
     for got, want in zip(*reversed(results), strict=True):
         assert (got - want).abs().max() <= 1e-4 * want.abs().max()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["sparse4dv3_r50", "sparse4dv3_tiny"])
+def test_small_networks_in_one_kernel_have_float32_accuracy(name: str) -> None:
+    from s4d_core.inference.fused_mlp import FusedAnchorEncoder, FusedMLP, fuse_small_networks
+
+    torch.manual_seed(0)
+    head = s4d_core.build_model(name).head.cuda().eval()
+    exact = copy.deepcopy(head).double()
+    assert fuse_small_networks(head) > 10
+    pairs = [(head.anchor_encoder, exact.anchor_encoder, 11)]
+    for fused, plain in zip(head.layers, exact.layers, strict=True):
+        refined, reference = fused.refinement, plain.refinement
+        dims = head.config.embed_dims
+        pairs.append((refined.box_blocks, reference.box_blocks, dims))
+        pairs.append((refined.cls_blocks, reference.cls_blocks, dims))
+        encoders = (fused.aggregation.camera_encoder, plain.aggregation.camera_encoder)
+        pairs.append((*encoders, 12))
+    for fused, plain, dims in pairs:
+        assert isinstance(fused, (FusedAnchorEncoder, FusedMLP))
+        for rows in (1, 6, 37, 900):
+            x = torch.randn(2, rows, dims, device="cuda")
+            want = plain(x.double())
+            error = (fused(x) - want).abs().max() / want.abs().max()
+            assert error < 2e-6, (type(fused), dims, rows)
