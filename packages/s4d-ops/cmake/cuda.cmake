@@ -73,6 +73,7 @@ endif()
 if(NOT S4D_PYTHON STREQUAL "OFF")
   s4d_add_cuda_door(s4d_image_cuda csrc/python/image_cuda.cpp)
   target_compile_options(s4d_image_cuda PRIVATE -Wall -Wextra)
+  include(cuda_sparse)
 endif()
 
 include(cuda_tensorrt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 from pathlib import Path
@@ -130,3 +131,30 @@ def calibrated_example(features, indices, grid) -> OnnxGraph:
         if index % 2:
             node.op_type = "QuantAdd"
     return source
+
+
+def with_inverse(source: OnnxGraph) -> None:
+    """Puts an inverse convolution, and a strided one to come back, before the first block."""
+    nodes = {node.name: node for node in source.nodes}
+    first, second = nodes["conv0"], nodes["conv1"]
+    channels = source.weights[first.inputs[1]].shape[0]
+    rng = np.random.default_rng(0)
+    tensor = first.outputs[0]
+    extra = []
+    for name, inverse in (("down", 0), ("up", 1)):
+        weight = 0.2 * rng.standard_normal((channels, 3, 3, 3, channels))
+        source.weights[f"{name}.weight"] = weight.astype(np.float16)
+        source.weights[f"{name}.bias"] = np.zeros(channels, np.float16)
+        node = copy.deepcopy(second)
+        node.name = name
+        node.inputs[:] = [tensor, f"{name}.weight", f"{name}.bias"]
+        tensor = f"{name}.out"
+        node.outputs[:] = [tensor]
+        node.attributes.update(
+            subm=0, inverse=inverse, rulebook="pair", stride=[2, 2, 2], padding=[1, 1, 1]
+        )
+        extra.append(node)
+    for node in source.nodes:
+        if node is not first:
+            node.inputs[:] = [tensor if n == first.outputs[0] else n for n in node.inputs]
+    source.nodes[1:1] = extra

@@ -89,29 +89,50 @@ def everything_int8(attributes):
 
 
 def test_int8_end_to_end(example):
-    """Both parts of the golden README's fair check: close to the emulation, and the difference
-    from half precision is the one that int8 makes. The first layers are half, so a few values
-    round to another code and the flips travel."""
+    """The golden README's fair check, both parts: close to the emulation, and the difference from
+    half precision is the one that int8 makes."""
+    for change, at_least in (
+        (clip, 0.05),
+        (lambda attributes: None, 0.02),
+        (everything_int8, 0.02),
+    ):
+        engine, error, effect, cosine = run_int8(example, change)
+        assert error <= 0.035 and cosine >= 0.85  # the golden limits
+        assert error <= 1e-3 and cosine >= 0.999  # and what is reached
+        assert effect >= at_least  # int8 does something here
+
+
+def test_int8_with_half_storage_between_half_layers(example, monkeypatch):
+    """As on CUDA, where such layers read half. Rounding to half before the first codes moves the
+    result by 2.1 % here, as much as int8 itself does with ranges at the maximum (2.6 %), so the
+    cosine of the golden check says nothing there: the emulation itself, given an input that is moved
+    by less than half an ulp of half precision, misses it as well."""
+    from s4d_runtime.lidar import cpu_encoder, plan
+
+    monkeypatch.setattr(
+        cpu_encoder, "make_plan", lambda *a, **k: plan.make_plan(*a, **{**k, "half": "float16"})
+    )
     engine, error, effect, cosine = run_int8(example, clip)
-    assert error <= 0.035 and cosine >= 0.85
-    assert effect >= 0.05  # int8 does something here
+    assert error <= 0.035 and cosine >= 0.85 and effect >= 0.05
     # Tensors between int8 layers are stored as int8.
     stored = [engine.plan.storage[s.target].dtype for s in engine.plan.steps[:21]]
     assert stored == ["float16"] * 2 + ["int8"] * 18 + ["float16"]
     assert engine.weight_bytes < 0.5 * SparseEngine(engine.graph, "fp16").weight_bytes
+    _, error, effect, cosine = run_int8(example, lambda attributes: None)
+    assert error <= 0.035 and effect <= 0.035 and 0.5 < cosine < 0.85
 
-
-def test_int8_end_to_end_without_half_layers(example):
-    """Codes from the first layer on: no flips, so the whole network is right to half's rounding
-    of the last output."""
-    _, error, effect, cosine = run_int8(example, everything_int8)
-    assert error <= 1e-3 and cosine >= 0.999 and effect >= 0.02
-
-
-def test_int8_end_to_end_with_full_ranges(example):
-    """Ranges at the maximum: int8 changes so little (2.6 %) that flips are as large as it."""
-    _, error, effect, _ = run_int8(example, lambda attributes: None)
-    assert error <= 0.035 and effect <= 0.035
+    _, features, indices, grid = example
+    source = calibrated_example(features, indices, grid)
+    rng = np.random.default_rng(0)
+    moved = features.astype(np.float64) * (1 + rng.uniform(-1, 1, features.shape) * 2.0**-11)
+    name = source.outputs[0]
+    first, second = (
+        emulate(source, x, indices, grid, int8=True)[0][name].ravel() for x in (features, moved)
+    )
+    half = emulate(source, features, indices, grid, int8=False)[0][name].ravel()
+    a, b = second - half, first - half
+    assert 0.01 < relative(second, first) < 0.035
+    assert a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) < 0.85
 
 
 def test_int8_layer_by_layer(example):
@@ -232,8 +253,8 @@ def test_bad_frames_are_refused_and_the_engine_goes_on(example):
 
 
 def test_choices_are_named(example):
-    with pytest.raises(BackendUnavailableError, match="CPU"):
-        SparseEngine.load(example_path(), device="cuda")
+    with pytest.raises(BackendUnavailableError, match="expected device"):
+        SparseEngine.load(example_path(), device="tpu")
     with pytest.raises(LidarGraphError, match="precision"):
         SparseEngine.load(example_path(), precision="int4")
     with pytest.raises(LidarGraphError, match="calibrate"):

@@ -110,6 +110,19 @@ class Program {
     add("store", [=](cudaStream_t s) { return store_int(ints(to), value, s); });
   }
 
+  void copy(Address to, Address from, int64_t bytes) {
+    add("copy", [=](cudaStream_t s) {
+      return cudaMemcpyAsync(at(to), at(from), static_cast<size_t>(bytes),
+                             cudaMemcpyDeviceToDevice, s);
+    });
+  }
+
+  void guard(Address counts, int32_t number, Address lost, Address needed) {
+    add("guard_counts", [=](cudaStream_t s) {
+      return guard_counts(ints(counts), number, ints(lost), ints(needed), s);
+    });
+  }
+
   void check_finite(Address features, const std::string& type, Address count, int64_t capacity,
                     int32_t channels, bool as_half, Address bad) {
     const DType t = type_of(type);
@@ -328,6 +341,8 @@ PYBIND11_MODULE(_sparse_cuda, module) {
       .def("__len__", &Program::size)
       .def("clear", &Program::clear)
       .def("store", &Program::store)
+      .def("copy", &Program::copy)
+      .def("guard_counts", &Program::guard)
       .def("check_finite", &Program::check_finite)
       .def("build_sites", &Program::sites)
       .def("strided_sites", &Program::one_level)

@@ -13,6 +13,14 @@ constexpr float kHalfLimit = 65520.0f;  // from here on, rounding to half gives 
 
 __global__ void store_kernel(int32_t* to, int32_t value) { *to = value; }
 
+__global__ void guard_kernel(int32_t* counts, int32_t number, const int32_t* lost,
+                             int32_t* needed) {
+  for (int i = static_cast<int>(threadIdx.x); i < number; i += static_cast<int>(blockDim.x)) {
+    needed[i] = counts[i];
+    if (*lost != 0) counts[i] = 0;
+  }
+}
+
 template <class Value>
 __global__ void count_kernel(const Value* features, const int32_t* count, int64_t capacity,
                              int32_t channels, float limit, int32_t* bad) {
@@ -30,6 +38,12 @@ __global__ void count_kernel(const Value* features, const int32_t* count, int64_
 
 cudaError_t store_int(int32_t* to, int32_t value, cudaStream_t stream) {
   store_kernel<<<1, 1, 0, stream>>>(to, value);
+  return cudaGetLastError();
+}
+
+cudaError_t guard_counts(int32_t* counts, int32_t number, const int32_t* lost, int32_t* needed,
+                         cudaStream_t stream) {
+  guard_kernel<<<1, 32, 0, stream>>>(counts, number, lost, needed);
   return cudaGetLastError();
 }
 

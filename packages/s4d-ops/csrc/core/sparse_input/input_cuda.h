@@ -18,4 +18,9 @@ cudaError_t count_not_finite(const void* features, DType type, const int32_t* co
                              int64_t capacity, int32_t channels, bool as_half, int32_t* bad,
                              cudaStream_t stream);
 
+// needed[i] = counts[i]; where *lost is not 0, all counts then become 0. After an overflow of some
+// level the rows that were kept still name neighbours that were not, so nothing may follow them.
+cudaError_t guard_counts(int32_t* counts, int32_t number, const int32_t* lost, int32_t* needed,
+                         cudaStream_t stream);
+
 }  // namespace s4d::sparse::cuda

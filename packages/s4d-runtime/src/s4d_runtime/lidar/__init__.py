@@ -8,12 +8,15 @@
 
 from .artifact import LidarManifest, read_lidar_artifact, write_lidar_artifact
 from .compare import Comparison, compare
-from .engine import SparseEngine, SparseRows
+from .device_tensor import DeviceTensor
+from .engine import SparseEngine
 from .errors import LidarGraphError, OnnxFileError, TensorFileError
+from .rows import SparseRows
 from .tensor_file import read_tensor, write_tensor
 from .voxels import VoxelRules
 
 __all__ = [
+    "DeviceTensor",
     "SparseEngine",
     "SparseRows",
     "VoxelRules",

@@ -25,7 +25,8 @@ from ..errors import (
 )
 from ..files import atomic_write
 from .errors import OnnxFileError
-from .graph import LidarGraph, build_graph
+from .graph import build_graph
+from .nodes import LidarGraph
 from .onnx_file import parse_onnx, read_onnx
 from .voxels import VoxelRules
 

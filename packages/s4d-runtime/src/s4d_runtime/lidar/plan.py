@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .errors import LidarGraphError
-from .graph import AddNode, ConvNode, LidarGraph, Node, ReluNode, reads
+from .nodes import AddNode, ConvNode, LidarGraph, Node, ReluNode, reads
 
-__all__ = ["ConvStep", "Plan", "Step", "Storage", "make_plan"]
+__all__ = ["ConvStep", "Plan", "Step", "Storage", "make_plan", "weight_codes"]
 
 
 @dataclass(frozen=True)
@@ -57,13 +61,16 @@ class Plan:
     free_after: tuple[tuple[str, ...], ...]
 
 
-def make_plan(graph: LidarGraph, precision: str, fuse: bool = True) -> Plan:
+def make_plan(graph: LidarGraph, precision: str, fuse: bool = True, half: str = "float16") -> Plan:
     """Choose steps and storage.
 
     Args:
         precision: "fp32", "fp16" (per-layer precision in the file is ignored) or "int8" (the
             file's per-layer precision holds).
         fuse: join Add and Relu to the convolution before them.
+        half: in "int8", how the tensors between layers that stay half are stored. "float32" avoids
+            a rounding before the codes: int8 networks answer a change of half an ulp in their first
+            layers with codes that round the other way, all the way down.
 
     Raises:
         LidarGraphError: int8 for a file without ranges.
@@ -127,7 +134,7 @@ def make_plan(graph: LidarGraph, precision: str, fuse: bool = True) -> Plan:
         else:
             steps.append(node)
         producer[node.target] = here
-    storage = _storage(graph, precision)
+    storage = _storage(graph, precision, half)
     return Plan(tuple(steps), storage, _free_after(graph, steps))
 
 
@@ -153,10 +160,11 @@ def _absorbing(
     return found
 
 
-def _storage(graph: LidarGraph, precision: str) -> dict[str, Storage]:
+def _storage(graph: LidarGraph, precision: str, half: str) -> dict[str, Storage]:
     """int8 where the writer is marked so and an int8 reader says the range; else half or float.
 
-    A tensor with two int8 readers is stored once, in the range of the convolution.
+    A tensor with two int8 readers is stored once, in the range of the convolution. The input and
+    what is scattered to the dense map are half.
     """
     base = Storage("float32" if precision == "fp32" else "float16")
     storage = {graph.source: base}
@@ -168,12 +176,20 @@ def _storage(graph: LidarGraph, precision: str) -> dict[str, Storage]:
             precise[node.target] = precise.get(node.source, "fp16")
     for name, written in precise.items():
         storage[name] = base
+        if precision == "int8" and _is_read_by_layers(graph, name):
+            storage[name] = Storage(half)
         if precision != "int8" or written != "int8" or name in graph.outputs:
             continue
         ranges = _reader_ranges(graph, name)
         if ranges:
             storage[name] = Storage("int8", ranges[0])
     return storage
+
+
+def _is_read_by_layers(graph: LidarGraph, name: str) -> bool:
+    layers = (ConvNode, AddNode, ReluNode)
+    readers = [isinstance(node, layers) for node in graph.nodes if name in reads(node)]
+    return bool(readers) and all(readers)
 
 
 def _reader_ranges(graph: LidarGraph, name: str) -> list[float]:
@@ -210,3 +226,14 @@ def step_reads(step: Step) -> tuple[str, ...]:
     if isinstance(step, AddStep):
         return (step.left, *([step.right] if step.right else []))
     return reads(step)
+
+
+def weight_codes(node: ConvNode) -> tuple[NDArray[np.int8], NDArray[Any]]:
+    """int8 codes of a layer's weights, and the range of each output channel (float64).
+
+    A channel of zeros has range 0; any positive range stores it exactly.
+    """
+    ranges = np.array(node.weight_ranges, np.float64)
+    ranges = np.where(ranges > 0, ranges, 1.0)
+    scaled = node.weight.astype(np.float64) * (127.0 / ranges)[:, None, None, None, None]
+    return np.clip(np.rint(scaled), -127, 127).astype(np.int8), ranges

@@ -1,0 +1,285 @@
+"""The CUDA engine over stand-ins of driver and kernels: the same bits as on the CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fake_cuda import FakeDriver
+from fake_sparse import FakeSparse
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lidar_reference import calibrated_example, example_path, golden, with_inverse
+
+from s4d_ops import sparse_cuda
+from s4d_runtime.cuda import driver as driver_module
+from s4d_runtime.errors import BackendUnavailableError, DeviceError, FrameError
+from s4d_runtime.lidar import DeviceTensor, LidarGraphError, SparseEngine, VoxelRules
+from s4d_runtime.lidar.arena import Buffer, assign_offsets
+from s4d_runtime.lidar.graph import build_graph
+from s4d_runtime.lidar.onnx_file import read_onnx
+
+GRID = (41, 72, 56)
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """A device made of stand-ins."""
+    driver = FakeDriver()
+    monkeypatch.setattr(driver_module, "_library", lambda: driver)
+    sparse = FakeSparse(driver)
+    monkeypatch.setattr(sparse_cuda, "native", lambda: sparse)
+    return sparse
+
+
+@pytest.fixture(scope="module")
+def frame():
+    data = golden("example_scn_small_fp16.npz")
+    return data["in/feat_fp16"], data["in/idx"]
+
+
+class OnDevice:
+    """Another library's array: the stand-in's device memory is host memory."""
+
+    def __init__(self, array):
+        self.array = np.ascontiguousarray(array)
+        self.__cuda_array_interface__ = self.array.__array_interface__
+
+
+def engines(graph, precision="auto", **options):
+    return (
+        SparseEngine(graph, precision, device="cuda", **options),
+        SparseEngine(graph, precision, options.get("voxel_rules")),
+    )
+
+
+def scattered(seed, count, shape=GRID, batch=1):
+    rng = np.random.default_rng(seed)
+    keys = rng.permutation(batch * int(np.prod(shape)))[:count]
+    rows = np.stack(np.unravel_index(keys, (batch, *shape)), 1).astype(np.int32)
+    return rng.standard_normal((len(rows), 5)).astype(np.float16), rows
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_same_bits_as_on_the_cpu(device, frame, precision):
+    features, indices = frame
+    source = calibrated_example(features, indices, GRID)
+    cuda, cpu = engines(build_graph(source), precision)
+    assert cuda.device == "cuda" and cuda.plan.steps == cpu.plan.steps
+    cpu._encoder.plan = cuda.plan  # half between half layers
+    want = cpu(features, indices)
+    for _ in range(3):  # plain, captured, replayed
+        got = cuda(features, indices)
+        assert isinstance(got, np.ndarray) and got.dtype == want.dtype
+        np.testing.assert_array_equal(got, want)
+    traced, expected = (e.trace(features, indices, fused=True) for e in (cuda, cpu))
+    for name, rows in expected.items():
+        if isinstance(rows, np.ndarray):
+            if name in cuda.graph.outputs:
+                np.testing.assert_array_equal(traced[name], rows)
+            continue
+        order = np.lexsort(rows.indices.T[::-1])
+        np.testing.assert_array_equal(traced[name].indices, rows.indices[order])
+        np.testing.assert_array_equal(traced[name].features, rows.features[order])
+    loose = cuda.trace(features, indices)
+    assert len(loose) > len(traced)
+
+
+def test_frames_of_any_size_and_what_stays_reserved(device):
+    cuda, cpu = engines(build_graph(read_onnx(example_path())))
+    held = []
+    for seed, count in enumerate((3, 900, 0, 7000, 1, 4000, 900, 7000)):
+        features, rows = scattered(seed, count)
+        np.testing.assert_array_equal(cuda(features, rows), cpu(features, rows))
+        held.append((cuda.cuda.nbytes, len(device.driver.live)))
+    assert held[-1] == held[-2] == held[3]  # nothing grew after the largest frame
+    before = device.driver.calls["cuMemAlloc_v2"]
+    for seed in range(20):
+        cuda(*scattered(seed, 500 + 300 * seed))
+    assert device.driver.calls["cuMemAlloc_v2"] == before
+
+
+def test_batch_and_other_grids(device):
+    cuda, cpu = engines(build_graph(read_onnx(example_path())))
+    for seed, (shape, batch) in enumerate(((GRID, 2), ((41, 88, 72), 1), (GRID, 3), (GRID, 2))):
+        features, rows = scattered(seed, 1500, shape, batch)
+        np.testing.assert_array_equal(
+            cuda(features, rows, shape, batch), cpu(features, rows, shape, batch)
+        )
+
+
+def test_device_arrays_are_read_and_written_in_place(device, frame):
+    features, indices = frame
+    cuda, cpu = engines(build_graph(read_onnx(example_path())), max_voxels=2000)
+    want = cpu(features, indices)
+    result = cuda(OnDevice(features), OnDevice(indices))
+    assert isinstance(result, DeviceTensor) and result.__dlpack_device__() == (2, 0)
+    np.testing.assert_array_equal(result.numpy(), want)
+    np.testing.assert_array_equal(np.asarray(result), want)
+    out = OnDevice(np.zeros_like(want))
+    given = cuda.cuda.enqueue(OnDevice(features), OnDevice(indices), out=out)
+    levels = cuda.cuda.check()
+    assert levels[:4] == [842, 1060, 504, 161]
+    assert given.address == out.array.ctypes.data
+    np.testing.assert_array_equal(out.array, want)
+    # A result that is held keeps its memory; one that is dropped gives it to the next.
+    other = cuda(OnDevice(features), OnDevice(indices))
+    assert other.address != result.address
+    address = other.address
+    del other
+    assert cuda(OnDevice(features), OnDevice(indices)).address == address
+    with pytest.raises(FrameError, match="expected out"):
+        cuda.cuda.enqueue(OnDevice(features), OnDevice(indices), out=OnDevice(out.array[:, :3]))
+    with pytest.raises(FrameError, match="one device"):
+        cuda(OnDevice(features), indices)
+    with pytest.raises(FrameError, match="int32"):
+        cuda(OnDevice(features), OnDevice(indices.astype(np.int64)))
+
+
+def test_a_count_on_the_device(device, frame):
+    features, indices = frame
+    cuda, cpu = engines(build_graph(read_onnx(example_path())), max_voxels=2000)
+    count = OnDevice(np.array([600], np.int32))
+    address = count.array.ctypes.data
+    for number in (600, 842, 1, 0):
+        count.array[0] = number
+        result = cuda.cuda.enqueue(OnDevice(features), OnDevice(indices), count=address)
+        assert cuda.cuda.check()[0] == number
+        np.testing.assert_array_equal(result.numpy(), cpu(features[:number], indices[:number]))
+    count.array[0] = 5000
+    cuda.cuda.enqueue(OnDevice(features), OnDevice(indices), count=address)
+    with pytest.raises(FrameError, match="more than were reserved"):
+        cuda.cuda.check()
+
+
+def test_more_sites_than_reserved_is_said_and_repeated(device):
+    cuda, cpu = engines(build_graph(read_onnx(example_path())), max_voxels=3000)
+    features, rows = scattered(1, 3000)
+    cuda.cuda.enqueue(features, rows)
+    with pytest.raises(FrameError, match="more than were reserved"):
+        cuda.cuda.check()
+    np.testing.assert_array_equal(cuda(features, rows), cpu(features, rows))
+    reserved = cuda.cuda.reserve(3000, rows=cuda.cuda.check())
+    assert reserved == cuda.cuda.nbytes
+
+
+def test_callers_streams_and_captures(device, frame):
+    features, indices = frame
+    cuda, cpu = engines(build_graph(read_onnx(example_path())))
+    want = cpu(features, indices)
+    cuda(features, indices)
+    other = driver_module.Stream()
+    result = cuda.cuda.enqueue(OnDevice(features), OnDevice(indices), stream=other.handle)
+    assert (
+        device.driver._queues[other.handle] and not device.driver._queues[cuda.cuda.stream.handle]
+    )
+    cuda.cuda.check()
+    np.testing.assert_array_equal(result.numpy(), want)
+    # The caller records a frame with fixed arrays and replays it with other content.
+    x, rows = OnDevice(features.copy()), OnDevice(indices)
+    out = OnDevice(np.zeros_like(want))
+    other.begin_capture()
+    cuda.cuda.enqueue(x, rows, stream=other.handle, out=out, capture=True)
+    graph = other.end_capture()
+    assert not out.array.any()
+    x.array[:] = features[::-1]
+    graph.launch(other)
+    cuda.cuda.check()
+    np.testing.assert_array_equal(out.array, cpu(features[::-1], indices))
+
+
+@pytest.mark.parametrize("order", ["zyx", "xyz"])
+def test_points_on_the_device(device, order):
+    rules = VoxelRules(
+        low=(0, 0, -5), high=(4.2, 5.4, 3), size=(0.075, 0.075, 0.2), grid_shape_xyz=(56, 72, 40),
+        index_order=order,
+    )  # fmt: skip
+    source = read_onnx(example_path())
+    if order == "xyz":
+        source.nodes[0].attributes["input_spatial_shape"] = [56, 72, 41]
+    cuda, cpu = engines(build_graph(source), voxel_rules=rules)
+    rng = np.random.default_rng(0)
+
+    def cloud(count):
+        points = rng.uniform([0, 0, -5, 0, 0], [4.2, 5.4, 3, 255, 0.5], (count, 5))
+        return points.astype(np.float32)
+
+    for clouds in ([cloud(3000)], [cloud(50), cloud(9000), cloud(0)], [cloud(20000)] * 2):
+        want = cpu.from_points(clouds)
+        np.testing.assert_array_equal(cuda.from_points(clouds), want)
+        on_device = cuda.from_points([OnDevice(c) for c in clouds])
+        np.testing.assert_array_equal(on_device.numpy(), want)
+        features, indices, batch = cuda.voxelize(clouds)
+        expected = cpu.voxelize(clouds)
+        np.testing.assert_array_equal(features.numpy(), expected[0])
+        np.testing.assert_array_equal(indices.numpy(), expected[1])
+        assert batch == len(clouds)
+        np.testing.assert_array_equal(cuda(features, indices, None, batch).numpy(), want)
+    with pytest.raises(FrameError, match="3 to 16"):
+        cuda.from_points(np.zeros((4, 2), np.float32))
+
+
+def test_bad_frames_are_refused_and_the_engine_goes_on(device, frame):
+    features, indices = frame
+    cuda, cpu = engines(build_graph(read_onnx(example_path())))
+    good = cpu(features, indices)
+    nan = features.copy()
+    nan[3, 2] = np.nan
+    for bad, match in (
+        ((nan, indices), "NaN"),
+        ((features.astype(np.float32) * 1e5, indices), "half"),
+        ((features[:, :4], indices), "expected features"),
+        ((features, indices[:-1]), "expected features"),
+        ((features.astype(int), indices), "floating"),
+        ((features, np.concatenate([indices[:1], indices[:-1]])), "both"),
+        ((features, indices, (41, 10, 10)), "outside"),
+        ((features, indices, (41, 72)), "three sizes"),
+        ((features, indices, GRID, 0), "above 0"),
+    ):
+        with pytest.raises(FrameError, match=match):
+            cuda(*bad)
+        np.testing.assert_array_equal(cuda(features, indices), good)
+    cuda.cuda.close()
+    np.testing.assert_array_equal(cuda(features, indices), good)
+
+
+def test_graphs_with_inverse_convolutions_and_loose_additions(device, frame):
+    features, indices = frame
+    for change in (with_inverse, lambda s: s.outputs.append("2")):
+        source = read_onnx(example_path())
+        change(source)
+        cuda, cpu = engines(build_graph(source), "fp32")
+        np.testing.assert_array_equal(cuda(features, indices), cpu(features, indices))
+
+
+def test_what_the_engine_cannot_do_is_named(device, monkeypatch):
+    source = read_onnx(example_path())
+    source.outputs[0] = "30"
+    with pytest.raises(LidarGraphError, match="dense map"):
+        SparseEngine(build_graph(source), device="cuda")
+    engine = SparseEngine.load(example_path(), device="auto")
+    assert engine.device == "cuda"
+
+    def fail(_program, _stream):
+        raise device.CudaFailure("convolve: cudaErrorMadeUp (1), made up")
+
+    monkeypatch.setattr("fake_sparse.FakeProgram.run", fail)
+    with pytest.raises(DeviceError, match="made up"):
+        engine(*scattered(0, 10))
+    device.driver.fail["cuInit"] = 100
+    with pytest.raises(BackendUnavailableError, match="no CUDA device"):
+        SparseEngine.load(example_path(), device="cuda")
+    assert SparseEngine.load(example_path(), device="auto").device == "cpu"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 9), st.integers(0, 9)), max_size=30))
+def test_memory_is_shared_only_by_tensors_of_different_times(lives):
+    buffers = [Buffer(str(n), size, min(a, b), max(a, b)) for n, (size, a, b) in enumerate(lives)]
+    total = assign_offsets(buffers)
+    for i, one in enumerate(buffers):
+        assert one.offset % 256 == 0 and one.offset + one.size <= total
+        for other in buffers[:i]:
+            apart = one.last < other.first or other.last < one.first
+            below = one.offset + one.size <= other.offset
+            assert apart or below or other.offset + other.size <= one.offset
+    assert total <= assign_offsets(buffers, share=False)
