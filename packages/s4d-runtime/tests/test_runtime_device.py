@@ -206,6 +206,18 @@ def test_no_driver_is_a_reason_not_a_crash(
         assert "onnxruntime-cuda: there is no CUDA driver" in loaded.backend_choice
 
 
+def test_two_packages_of_one_name(
+    driver: FakeDriver, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU-only onnxruntime and onnxruntime-gpu share their files."""
+    from s4d_runtime.backends import onnxruntime_cuda as backend
+
+    for both, hint in ((True, "onnxruntime hides onnxruntime-gpu"), (False, r"s4d-runtime\[gpu\]")):
+        monkeypatch.setattr(backend, "_installed", lambda name, both=both: both)
+        with pytest.raises(BackendUnavailableError, match=hint):
+            Pipeline.load(artifact, "onnxruntime-cuda")
+
+
 def test_device_arrays_and_prepared_images_give_the_same(
     device_pipeline: Pipeline, driver: FakeDriver
 ) -> None:

@@ -12,6 +12,7 @@ buffers that a replay reads again.
 from __future__ import annotations
 
 import re
+from importlib import metadata
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,11 @@ class OnnxRuntimeCuda(DeviceBackend):
         import onnxruntime as ort
 
         if PROVIDER not in ort.get_available_providers():
+            if all(_installed(name) for name in ("onnxruntime", "onnxruntime-gpu")):
+                return (
+                    "onnxruntime hides onnxruntime-gpu, which has the same files: uninstall "
+                    "onnxruntime, then reinstall onnxruntime-gpu with --force-reinstall --no-deps"
+                )
             return "the installed onnxruntime has no CUDA provider; install s4d-runtime[gpu]"
         return None
 
@@ -133,6 +139,14 @@ class OnnxRuntimeCuda(DeviceBackend):
             bind = binding.bind_input if name in inputs else binding.bind_output
             bind(name, "cuda", self._device.index, array.dtype, array.shape, array.address)
         return binding
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _named(error: Exception, where: str) -> BackendError:
