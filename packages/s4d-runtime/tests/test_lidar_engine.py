@@ -96,7 +96,7 @@ def test_int8_end_to_end(example):
         (lambda attributes: None, 0.02),
         (everything_int8, 0.02),
     ):
-        engine, error, effect, cosine = run_int8(example, change)
+        _, error, effect, cosine = run_int8(example, change)
         assert error <= 0.035 and cosine >= 0.85  # the golden limits
         assert error <= 1e-3 and cosine >= 0.999  # and what is reached
         assert effect >= at_least  # int8 does something here
@@ -105,8 +105,8 @@ def test_int8_end_to_end(example):
 def test_int8_with_half_storage_between_half_layers(example, monkeypatch):
     """As on CUDA, where such layers read half. Rounding to half before the first codes moves the
     result by 2.1 % here, as much as int8 itself does with ranges at the maximum (2.6 %), so the
-    cosine of the golden check says nothing there: the emulation itself, given an input that is moved
-    by less than half an ulp of half precision, misses it as well."""
+    cosine of the golden check says nothing there: the emulation itself, given an input moved by
+    less than half an ulp of half precision, misses it as well."""
     from s4d_runtime.lidar import cpu_encoder, plan
 
     monkeypatch.setattr(

@@ -33,6 +33,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command.add_argument(
         "--sensitivity", action="store_true", help="print what each layer costs in int8, and stop"
     )
+    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(cpu)")
     command.set_defaults(run=_run)
 
 
@@ -42,7 +43,7 @@ def _run(options: argparse.Namespace) -> int:
     from .errors import QuantizationError
     from .lidar import calibrate, export_encoder, sensitivity, verify_export
 
-    encoder = fold_batchnorm(load_encoder(options.checkpoint))
+    encoder = fold_batchnorm(load_encoder(options.checkpoint)).to(options.device)
     rules = _rules(options, encoder.config.index_order)
     frames = _frames(options, rules)
     ranges = None
@@ -59,7 +60,7 @@ def _run(options: argparse.Namespace) -> int:
     path = export_encoder(encoder, options.output, ranges, rules)
     print(f"{path}: {options.precision}, {path.stat().st_size / 1e6:.2f} MB")
     if frames:
-        results = verify_export(encoder, path, frames[:8])
+        results = verify_export(encoder, path, frames[:8], device=options.device)
         worst = max(results, key=lambda r: r.relative)
         print(f"engine against torch, worst of {len(results)} clouds:\n{worst.table()}")
     return 0

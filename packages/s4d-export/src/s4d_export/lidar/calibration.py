@@ -34,6 +34,14 @@ class CalibrationFrame:
     indices: NDArray[Any]
     batch_size: int = 1
 
+    def on(self, encoder: SparseEncoder) -> tuple[Tensor, Tensor]:
+        """Features (float32) and indices on the encoder's device."""
+        device = next(encoder.parameters()).device
+        return (
+            torch.from_numpy(np.asarray(self.features, np.float32)).to(device),
+            torch.from_numpy(np.asarray(self.indices, np.int32)).to(device),
+        )
+
 
 class Histogram:
     """Magnitudes in equal bins from 0; the width doubles when a larger value comes."""
@@ -49,8 +57,8 @@ class Histogram:
         Raises:
             QuantizationError: NaN or infinite values.
         """
-        magnitude = values.detach().abs().double().flatten().numpy()
-        if magnitude.size == 0:
+        magnitude = values.detach().abs().double().flatten()
+        if magnitude.numel() == 0:
             return
         largest = float(magnitude.max())
         if not np.isfinite(largest):
@@ -62,7 +70,7 @@ class Histogram:
             self.counts = np.concatenate([self.counts.reshape(-1, 2).sum(1), np.zeros(_BINS // 2)])
             self.top *= 2
         if self.top:
-            self.counts += np.histogram(magnitude, _BINS, (0, self.top))[0]
+            self.counts += torch.histc(magnitude, _BINS, 0, self.top).cpu().numpy()
 
     def amax(self, method: Method, percentile: float) -> float:
         """The range: the largest value, the percentile of magnitudes, or the least squared error.
@@ -106,6 +114,8 @@ def calibrate(
 ) -> Ranges:
     """Run frames through a folded encoder and choose the range of every quantised tensor.
 
+    It runs where the encoder is, CPU or CUDA.
+
     Args:
         method: "mse" (least squared error), "percentile" of the magnitudes, or "max".
         half: layers that stay half precision; default: the stem and the first residual block.
@@ -135,13 +145,9 @@ def calibrate(
         with torch.no_grad():
             for frame in frames:
                 count += 1
-                x = SparseTensor(
-                    torch.from_numpy(np.asarray(frame.features, np.float32)),
-                    torch.from_numpy(np.asarray(frame.indices, np.int32)),
-                    encoder.config.grid_shape,
-                    frame.batch_size,
-                )
-                encoder.encode(x)
+                features, indices = frame.on(encoder)
+                shape = encoder.config.grid_shape
+                encoder.encode(SparseTensor(features, indices, shape, frame.batch_size))
     finally:
         remove_quantizers(encoder)
     if count == 0:

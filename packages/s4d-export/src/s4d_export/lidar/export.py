@@ -6,7 +6,6 @@ import datetime
 import os
 from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
 
@@ -86,23 +85,23 @@ def verify_export(
     path: str | os.PathLike[str],
     frames: list[CalibrationFrame],
     precision: str = "auto",
+    device: str = "auto",
 ) -> list[Comparison]:
     """Run the file in the engine and compare each frame's map with the encoder's in float32.
+
+    Args:
+        device: of the engine; the encoder runs where it is.
 
     Raises:
         VerificationError: no frames.
     """
     if not frames:
         raise VerificationError("expected at least one frame to compare, got none")
-    engine = SparseEngine.load(path, precision)
+    engine = SparseEngine.load(path, precision, device)
     results = []
     for frame in frames:
         with torch.no_grad():
-            want = encoder(
-                torch.from_numpy(np.asarray(frame.features, np.float32)),
-                torch.from_numpy(np.asarray(frame.indices, np.int32)),
-                frame.batch_size,
-            ).numpy()
+            want = encoder(*frame.on(encoder), frame.batch_size).cpu().numpy()
         got = engine(frame.features, frame.indices, None, frame.batch_size)
         results.append(compare(got, want))
     return results

@@ -112,15 +112,20 @@ def prepare_qat(encoder: SparseEncoder, ranges: Ranges) -> SparseEncoder:
         QuantizationError: a layer has no usable range.
     """
     ranges.check(encoder)
+    device = next(encoder.parameters()).device
+
+    def quantizer(amax: list[float]) -> FakeQuantizer:
+        return FakeQuantizer(torch.tensor(amax, device=device))
+
     for layer in encoder_layers(encoder):
         if layer.name in ranges.half:
             continue
         if isinstance(layer, AddLayer):
-            left, right = (FakeQuantizer(torch.tensor([r])) for r in ranges.adds[layer.name])
+            left, right = (quantizer([r]) for r in ranges.adds[layer.name])
             layer.block.add_quantizers = (left, right)
             continue
-        layer.conv.input_quantizer = FakeQuantizer(torch.tensor([ranges.inputs[layer.name]]))
-        channels = torch.tensor(ranges.weight_ranges(layer))
+        layer.conv.input_quantizer = quantizer([ranges.inputs[layer.name]])
+        channels = torch.tensor(ranges.weight_ranges(layer), device=device)
         layer.conv.weight_quantizer = FakeQuantizer(channels[:, None, None, None, None])
     return encoder
 

@@ -60,8 +60,4 @@ def sensitivity(
 
 @torch.no_grad()
 def _run(encoder: SparseEncoder, frame: CalibrationFrame) -> Tensor:
-    return encoder(
-        torch.from_numpy(np.asarray(frame.features, np.float32)),
-        torch.from_numpy(np.asarray(frame.indices, np.int32)),
-        frame.batch_size,
-    )
+    return encoder(*frame.on(encoder), frame.batch_size)

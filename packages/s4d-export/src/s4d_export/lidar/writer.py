@@ -134,8 +134,8 @@ def _convolution(
             attributes["input_dynamic_range"] = ranges.inputs[layer.name]
             attributes["weight_dynamic_ranges"] = ranges.weight_ranges(layer)
     number = layer.name.removeprefix("conv")
-    weight = graph.weight(f"spconv{number}.weight", conv.weight.detach().numpy())
-    values = np.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().numpy()
+    weight = graph.weight(f"spconv{number}.weight", conv.weight.detach().cpu().numpy())
+    values = np.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().cpu().numpy()
     bias = graph.weight(f"spconv{number}.bias", values)
     target = graph.add("SparseConvolution", layer.name, [source, weight, bias], **attributes)
     return target, out

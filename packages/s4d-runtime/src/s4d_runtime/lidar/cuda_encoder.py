@@ -186,7 +186,7 @@ class CudaEncoder:
 
         Raises:
             FrameError: index rows outside the grid or twice, values that are not finite, or more
-                sites than were reserved (the map is then not valid; they are reserved from then on).
+                sites than were reserved (the map is not valid; they are reserved from then on).
         """
         enough, needed = self._settle()
         if not enough:
