@@ -197,9 +197,7 @@ def test_bad_input_is_named():
     with pytest.raises(InvalidInputError, match="one device"):
         sparse_torch.convolution(torch.randn(90, 5), weight, book)
     with pytest.raises(InvalidInputError, match="finite low"):
-        sparse_torch.voxelize(
-            torch.rand(9, 3).cuda(), (0, 0, 0), (1, 1, 1), (0, 1, 1), (1, 1, 1)
-        )
+        sparse_torch.voxelize(torch.rand(9, 3).cuda(), (0, 0, 0), (1, 1, 1), (0, 1, 1), (1, 1, 1))
     out = sparse_torch.convolution(torch.randn(90, 5, device="cuda"), weight, book)
     assert torch.isfinite(out).all()
 
