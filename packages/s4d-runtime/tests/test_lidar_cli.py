@@ -44,14 +44,25 @@ def test_lidar_over_a_folder(model, tmp_path, capsys):
     write_tensor(folder / "c.tensor", cloud(2).astype(np.float16))
     out, log = tmp_path / "out", tmp_path / "log.json"
     code = main(
-        ["lidar", str(folder), "--model", str(model), "--out", str(out), "--json", str(log)]
+        [
+            "lidar",
+            str(folder),
+            "--model",
+            str(model),
+            "--out",
+            str(out),
+            "--json",
+            str(log),
+            "--device",
+            "cpu",
+        ]
     )
     assert code == 0
-    assert "fp16, 3 clouds" in capsys.readouterr().out
+    assert "fp16 on cpu, 3 clouds" in capsys.readouterr().out
     frames = json.loads(log.read_text())["frames"]
     assert [f["name"] for f in frames] == ["a.bin", "b.npy", "c.tensor"]
     assert all(f["voxels"] > 1000 and f["shape"] == [1, 64, 9, 7] for f in frames)
-    engine = SparseEngine.load(model)
+    engine = SparseEngine.load(model, device="cpu")
     np.testing.assert_array_equal(read_tensor(out / "a.tensor"), engine.from_points(cloud(0)))
     batch = engine.from_points([cloud(0), cloud(1)])
     np.testing.assert_array_equal(read_tensor(out / "b.tensor"), batch[1:])

@@ -11,9 +11,18 @@ from hypothesis import strategies as st
 from lidar_reference import calibrated_example, example_path, golden, with_inverse
 
 from s4d_ops import sparse_cuda
+from s4d_runtime.cli import main
 from s4d_runtime.cuda import driver as driver_module
 from s4d_runtime.errors import BackendUnavailableError, DeviceError, FrameError
-from s4d_runtime.lidar import DeviceTensor, LidarGraphError, SparseEngine, VoxelRules
+from s4d_runtime.lidar import (
+    DeviceTensor,
+    LidarGraphError,
+    LidarManifest,
+    SparseEngine,
+    VoxelRules,
+    read_tensor,
+    write_lidar_artifact,
+)
 from s4d_runtime.lidar.arena import Buffer, assign_offsets
 from s4d_runtime.lidar.graph import build_graph
 from s4d_runtime.lidar.onnx_file import read_onnx
@@ -269,6 +278,29 @@ def test_what_the_engine_cannot_do_is_named(device, monkeypatch):
     with pytest.raises(BackendUnavailableError, match="no CUDA device"):
         SparseEngine.load(example_path(), device="cuda")
     assert SparseEngine.load(example_path(), device="auto").device == "cpu"
+
+
+def test_command_line(device, tmp_path, capsys):
+    manifest = LidarManifest(
+        name="small", created="2026-01-01T00:00:00Z", versions={}, model={}, precision="fp16",
+        voxel_rules=VoxelRules(
+            low=(0, 0, -5), high=(4.2, 5.4, 3), size=(0.075, 0.075, 0.2),
+            grid_shape_xyz=(56, 72, 40),
+        ),
+    )  # fmt: skip
+    model = write_lidar_artifact(
+        tmp_path / "small.s4d", manifest, {"model.onnx": example_path().read_bytes()}
+    )
+    points = np.random.default_rng(0).uniform([0, 0, -3, 0, 0], [4, 5, -1, 2, 1], (900, 5))
+    np.save(tmp_path / "a.npy", points.astype(np.float32))
+    for where in ("cuda", "cpu"):
+        out = tmp_path / where
+        command = ["lidar", str(tmp_path / "a.npy"), "--model", str(model), "--device", where]
+        assert main([*command, "--out", str(out), "--no-pictures"]) == 0
+        assert f"fp16 on {where}, 1 clouds" in capsys.readouterr().out
+    np.testing.assert_array_equal(
+        read_tensor(tmp_path / "cuda" / "a.tensor"), read_tensor(tmp_path / "cpu" / "a.tensor")
+    )
 
 
 @settings(max_examples=100, deadline=None)

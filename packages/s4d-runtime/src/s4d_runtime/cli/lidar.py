@@ -21,6 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision", default="auto", choices=("auto", "fp32", "fp16", "int8"), help="(auto)"
     )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        choices=("auto", "cpu", "cuda"),
+        help="(auto: CUDA if it is there)",
+    )
     parser.add_argument("--columns", type=int, default=5, help="values of a point in .bin (5)")
     parser.add_argument(
         "--dtype", default="float32", choices=("float32", "float16"), help="type in .bin (float32)"
@@ -38,13 +44,14 @@ def run(args: argparse.Namespace) -> int:
     from ..lidar.clouds import find_clouds
 
     clouds = find_clouds(args.path)
-    engine = SparseEngine.load(args.model, args.precision, threads=args.threads)
+    engine = SparseEngine.load(args.model, args.precision, args.device, threads=args.threads)
     frames = []
     for cloud in tqdm(clouds, unit="cloud", disable=None, leave=False):
         frames.append(_encode(engine, cloud, args))
     report = {
         "model": str(args.model),
         "precision": engine.precision,
+        "device": engine.device,
         "weights_bytes": engine.weight_bytes,
         "frames": frames,
     }
@@ -59,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
 def _encode(engine: SparseEngine, cloud: Path, args: argparse.Namespace) -> dict[str, Any]:
     from pathlib import Path
 
+    import numpy as np
+
     from ..lidar import write_tensor
     from ..lidar.clouds import bev_picture, read_cloud
 
@@ -66,8 +75,9 @@ def _encode(engine: SparseEngine, cloud: Path, args: argparse.Namespace) -> dict
     start = time.perf_counter()
     features, indices, _ = engine.voxelize(points)
     middle = time.perf_counter()
-    dense = engine(features, indices)
+    result = engine(features, indices)
     end = time.perf_counter()
+    dense = np.asarray(result)
     if args.out:
         folder = Path(args.out)
         write_tensor(folder / f"{cloud.stem}.tensor", dense)
@@ -76,7 +86,7 @@ def _encode(engine: SparseEngine, cloud: Path, args: argparse.Namespace) -> dict
     return {
         "name": cloud.name,
         "points": len(points),
-        "voxels": len(indices),
+        "voxels": indices.shape[0],
         "voxelize_ms": (middle - start) * 1e3,
         "encode_ms": (end - middle) * 1e3,
         "shape": list(dense.shape),
@@ -85,7 +95,9 @@ def _encode(engine: SparseEngine, cloud: Path, args: argparse.Namespace) -> dict
 
 def _table(report: dict[str, Any]) -> str:
     frames = report["frames"]
-    lines = [f"{report['model']}: {report['precision']}, {len(frames)} clouds"]
+    lines = [
+        f"{report['model']}: {report['precision']} on {report['device']}, {len(frames)} clouds"
+    ]
     for key, unit in (("points", ""), ("voxels", ""), ("voxelize_ms", " ms"), ("encode_ms", " ms")):
         values = sorted(frame[key] for frame in frames)
         middle, high = values[len(values) // 2], values[min(len(values) - 1, len(values) * 9 // 10)]
