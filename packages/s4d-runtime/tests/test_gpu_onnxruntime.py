@@ -78,7 +78,7 @@ def test_images_have_the_host_kernels_bytes(filter_name: str) -> None:
     device, stream = Device(), Stream()
     size = (256, 704)
     names = tuple("abcdef")
-    loader = ImageLoader(device, stream, Preprocessing(size, filter_name, names), 0)  # type: ignore[arg-type]
+    loader = ImageLoader(device, stream, Preprocessing(size, filter_name, names))  # type: ignore[arg-type]
     rng = np.random.default_rng(0)
     shapes = [(900, 1600), (900, 1600), (600, 800), (256, 704), (900, 1600), (1080, 1920)]
     target = DeviceBlock([TensorSpec("images", "uint8", (6, *size, 3))])
@@ -172,8 +172,9 @@ def fill_device(leave: int) -> list[int]:
     return taken
 
 
-def test_no_memory_left(artifact: Path, cuda: Pipeline) -> None:
+def test_no_memory_left(artifact: Path) -> None:
     """Neither loading nor a larger image kills the process, and the next sound frame recovers."""
+    cuda = Pipeline.load(artifact, "onnxruntime-cuda", policy="size_changed=reset,gap=reset")
     frames = stream_of(cuda)
     first = cuda(next(frames))
     taken = fill_device(1 << 20)
@@ -182,13 +183,15 @@ def test_no_memory_left(artifact: Path, cuda: Pipeline) -> None:
             Pipeline.load(artifact, "onnxruntime-cuda")
         huge = next(stream_of(cuda, (4000, 6000)))
         with pytest.raises(DeviceMemoryError):
-            cuda(replace(huge, timestamp=1e6))
+            cuda(huge)
+        assert cuda.last is not None and cuda.last.cause == "backend"
     finally:
         for address in taken:
             call("cuMemFree_v2", address)
     second = cuda(next(frames))
     assert first is not None and second is not None
-    assert second.boxes[0, 5] in (1, 2)  # frames since the reset
+    assert second.boxes[0, 5] == 1  # the larger image had dropped the past
+    cuda.close()
 
 
 def test_a_sticky_error_is_named_and_the_process_lives(artifact: Path) -> None:

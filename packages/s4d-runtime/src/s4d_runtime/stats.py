@@ -43,7 +43,8 @@ class Stats:
     def __init__(self, window: int = 4096) -> None:
         self.counters: Counter[str] = Counter()
         self._window = window
-        self._rings = {stage: np.zeros(window) for stage in STAGES}
+        # Filled, not only reserved: memory that is touched later would look like a leak.
+        self._rings = {stage: np.full(window, 0.0) for stage in STAGES}
         self._maxima = dict.fromkeys(STAGES, 0.0)
         self._sums = dict.fromkeys(STAGES, 0.0)
 
@@ -52,7 +53,7 @@ class Stats:
         index = self.counters["frames"] % len(self._rings["total"])
         for stage, value in milliseconds.items():
             if stage not in self._rings:  # a device's own stages come with its first frame
-                self._rings[stage] = np.zeros(self._window)
+                self._rings[stage] = np.full(self._window, 0.0)
                 self._maxima[stage] = self._sums[stage] = 0.0
             self._rings[stage][index] = value
             self._sums[stage] += value

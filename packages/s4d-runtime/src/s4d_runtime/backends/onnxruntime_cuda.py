@@ -103,6 +103,8 @@ class OnnxRuntimeCuda(DeviceBackend):
             "enable_cuda_graph": "1" if options.cuda_graph else "0",
         }
         data = artifact.read_model()
+        # It logs each fusion that cuDNN declines as an error, though it then does without.
+        ort.set_default_logger_severity(4)
         try:
             session = ort.InferenceSession(
                 data,
@@ -113,6 +115,8 @@ class OnnxRuntimeCuda(DeviceBackend):
         except Exception as error:  # onnxruntime has no common error class
             where = f"ONNX Runtime {ort.__version__} refused {artifact.path.name}"
             raise _named(error, where) from None
+        finally:
+            ort.set_default_logger_severity(2)  # its default
         if PROVIDER not in session.get_providers():
             raise BackendUnavailableError(
                 f"ONNX Runtime {ort.__version__} has a CUDA provider, but it does not load: CUDA "

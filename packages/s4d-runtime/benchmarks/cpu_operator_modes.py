@@ -1,0 +1,60 @@
+"""Frames per second on the CPU: artifacts in turn, frame by frame, so that load hits all alike.
+
+    python benchmarks/cpu_operator_modes.py TINY_PLUGIN.s4d TINY_STANDARD.s4d --threads 2
+
+The first artifact is the one that the others are compared with. Prints a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from contextlib import ExitStack
+
+import numpy as np
+from tqdm import tqdm
+
+from s4d_runtime import Pipeline
+from s4d_runtime.rig import rig_frames
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("artifacts", nargs="*", help="NAME.s4d ...; without any nothing is done")
+    parser.add_argument("--frames", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--raw-size", default="900x1600")
+    args = parser.parse_args()
+    height, width = (int(v) for v in args.raw_size.split("x"))
+    with ExitStack() as stack:
+        pipelines = [
+            stack.enter_context(Pipeline.load(path, "onnxruntime-cpu", threads=args.threads))
+            for path in args.artifacts
+        ]
+        times: list[list[float]] = [[] for _ in pipelines]
+        sources = [rig_frames(p.manifest, (height, width)) for p in pipelines]
+        for number in tqdm(range(args.frames + 3), unit="frame", disable=None):
+            for pipeline, source, samples in zip(pipelines, sources, times, strict=True):
+                frame = next(source)
+                start = time.perf_counter()
+                pipeline(frame)
+                if number >= 3:
+                    samples.append(time.perf_counter() - start)
+    if not pipelines:
+        return 0
+    print("| artifact | median ms | best ms | frames/s at the median | median ratio |")
+    print("|---|---|---|---|---|")
+    first = np.array(times[0])
+    for path, samples in zip(args.artifacts, times, strict=True):
+        median = float(np.median(samples))
+        ratio = float(np.median(np.array(samples) / first))
+        print(
+            f"| {path.rpartition('/')[2]} | {median * 1e3:.1f} | {min(samples) * 1e3:.1f} | "
+            f"{1 / median:.2f} | {ratio:.2f} |"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
