@@ -13,6 +13,8 @@ from .matching import RowMatch, Rows, box_distance, match_rows
 
 __all__ = ["TOLERANCES", "Comparison", "Tolerance"]
 
+# State of models that keep feature maps of frames; entries have a fixed place.
+QUEUE_STATE = {"next_maps", "next_lidar2img", "next_from_newest", "next_age", "next_filled"}
 FrameResult = Mapping[str, NDArray[Any]]
 
 
@@ -107,6 +109,8 @@ class Comparison:
         self._detections(expected, got)
         if "next_anchor" in expected and "next_anchor" in got:
             self._state(expected, got)
+        for name in sorted(expected.keys() & got.keys() & QUEUE_STATE):
+            self._record(name, expected[name], got[name])
 
     def _detections(self, a: FrameResult, b: FrameResult) -> None:
         match = match_rows(

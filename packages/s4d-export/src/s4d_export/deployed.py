@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
-from s4d_core import BankState, Sparse4D, decode_tensors
+from s4d_core import BankState, FeatureQueue, Sparse4D, decode_tensors
 
-from .contract import GraphContract, graph_contract
+from .contract import GraphContract, graph_contract, looks_ahead
 
 __all__ = ["DeployedModel", "example_inputs"]
 
 
 class DeployedModel(nn.Module):
-    """Wraps ``Sparse4D.frame`` between the input and output tables of ``graph_contract``.
+    """Wraps a frame of the model between the input and output tables of ``graph_contract``.
 
     Normalisation, the step itself and decoding are inside; ids are int32 outside.
     """
@@ -24,6 +26,8 @@ class DeployedModel(nn.Module):
         super().__init__()
         self.model = model
         self.contract: GraphContract = graph_contract(model.config)
+        self._state = [name.removeprefix("state_") for name in self.contract.state]
+        self._ahead = looks_ahead(model.config)
         height, width = model.config.image.size
         size = torch.tensor([float(width), float(height)])
         self.register_buffer(
@@ -37,24 +41,13 @@ class DeployedModel(nn.Module):
         prev_to_current: Tensor,
         time_interval: Tensor,
         state_valid: Tensor,
-        state_feature: Tensor,
-        state_anchor: Tensor,
-        state_confidence: Tensor,
-        state_track_id: Tensor,
-        state_id_counter: Tensor,
+        *state: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Shapes and types as in ``graph_contract``; returns its outputs in order."""
-        bank = BankState(
-            feature=state_feature.unsqueeze(0),
-            anchor=state_anchor.unsqueeze(0),
-            confidence=state_confidence.unsqueeze(0),
-            track_id=state_track_id.to(torch.int64).unsqueeze(0),
-            id_counter=state_id_counter.to(torch.int64),
-            valid=state_valid != 0,
-        )
+        """Shapes, types and order as in ``graph_contract``; returns its outputs in order."""
+        bank = self._bank(state, state_valid)
         # Cast first: TensorRT takes uint8 as an input of a graph and of nothing but a Cast.
         pixels = images.to(torch.float32).unsqueeze(0)
-        out = self.model.frame(
+        arguments = (
             self.model.normalise(pixels),
             lidar2img.unsqueeze(0),
             self.image_wh,
@@ -62,23 +55,63 @@ class DeployedModel(nn.Module):
             time_interval,
             bank,
         )
-        cls, quality = out.cls[-1], out.quality[-1]
-        assert cls is not None and quality is not None  # the last decoder always has them
+        ready = None
+        if self._ahead:
+            out, ready = self.model.delayed_frame(*arguments)
+        else:
+            out = self.model.frame(*arguments)
+        cls = out.cls[-1]
+        assert cls is not None  # the last decoder always has it
         boxes, scores, labels, ids = decode_tensors(
-            cls, quality, out.box[-1], out.track_ids, self.model.config
+            cls, out.quality[-1], out.box[-1], out.track_ids, self.model.config
         )
-        following = out.bank
+        if ready is not None:  # no frame was searched: nothing was found
+            scores = torch.where(ready[:, None], scores, 0.0)
         return (
             boxes.squeeze(0),
             scores.squeeze(0),
             labels.squeeze(0).to(torch.int32),
             ids.squeeze(0).to(torch.int32),
-            following.feature.squeeze(0),
-            following.anchor.squeeze(0),
-            following.confidence.squeeze(0),
-            following.track_id.squeeze(0).to(torch.int32),
-            following.id_counter.to(torch.int32),
+            *self._following(out.bank),
         )
+
+    def _bank(self, state: tuple[Tensor, ...], valid: Tensor) -> BankState:
+        """The state's tensors as the model's value; what the model does not carry is empty."""
+        given = dict(zip(self._state, state, strict=True))
+        none = BankState.empty(replace(self.model.config, queue=None), 1, valid.device)
+        queue = None
+        if "maps" in given:
+            queue = FeatureQueue(
+                maps=given["maps"].unsqueeze(0),
+                lidar2img=given["lidar2img"].unsqueeze(0),
+                from_newest=given["from_newest"].unsqueeze(0),
+                age=given["age"].unsqueeze(0),
+                filled=given["filled"].unsqueeze(0) != 0,
+            )
+        if "feature" not in given:
+            return replace(none, valid=valid != 0, queue=queue)
+        return BankState(
+            feature=given["feature"].unsqueeze(0),
+            anchor=given["anchor"].unsqueeze(0),
+            confidence=given["confidence"].unsqueeze(0),
+            track_id=given["track_id"].to(torch.int64).unsqueeze(0),
+            id_counter=given["id_counter"].to(torch.int64),
+            valid=valid != 0,
+            queue=queue,
+        )
+
+    def _following(self, bank: BankState) -> list[Tensor]:
+        """The next state's tensors, in the contract's order."""
+        result = []
+        for name in self._state:
+            if name == "id_counter":
+                result.append(bank.id_counter.to(torch.int32))
+                continue
+            source = bank if hasattr(bank, name) else bank.queue
+            value = getattr(source, name).squeeze(0)
+            integer = value.dtype in (torch.int64, torch.bool)
+            result.append(value.to(torch.int32) if integer else value)
+        return result
 
 
 def example_inputs(contract: GraphContract) -> tuple[Tensor, ...]:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 
-from s4d_core import Sparse4D
+from s4d_core import Sparse4D, Sparse4DConfig
 from s4d_runtime.artifact import Artifact
 from s4d_runtime.backends import load_backend
 
+from .contract import graph_contract
 from .deployed import DeployedModel
 from .frames import GraphFrame, frame_inputs
+from .session import GraphSession
 
-__all__ = ["EngineRunner", "Runner", "TorchRunner"]
+__all__ = ["EngineRunner", "Runner", "TorchRunner", "record_feeds"]
 
 Outputs = dict[str, NDArray[Any]]
 
@@ -57,13 +61,33 @@ class TorchRunner:
             for name, value in frame_inputs(frame, self._previous).items()
         }
         start = time.perf_counter()
-        results = self._model(**inputs, **self._state)
+        results = self._model(*inputs.values(), *self._state.values())
         outputs = dict(zip((s.name for s in self._contract.outputs), results, strict=True))
         host = {name: value.cpu().numpy() for name, value in outputs.items()}
         self.milliseconds.append((time.perf_counter() - start) * 1e3)
         self._state = {name: outputs[source] for name, source in self._contract.state.items()}
         self._previous = frame
         return host
+
+
+def record_feeds(
+    graph: onnx.ModelProto, config: Sparse4DConfig, frames: Iterable[GraphFrame]
+) -> list[dict[str, NDArray[Any]]]:
+    """All inputs of the float32 graph, state included, for every frame of its own roll-out."""
+    contract = graph_contract(config)
+    session = GraphSession(graph)
+    state = {
+        spec.name: np.zeros(spec.shape, spec.dtype)
+        for spec in contract.inputs
+        if spec.name in contract.state
+    }
+    feeds, previous = [], None
+    for frame in frames:
+        feeds.append({**frame_inputs(frame, previous), **state})
+        results = session.run(feeds[-1])
+        state = {name: results[source] for name, source in contract.state.items()}
+        previous = frame
+    return feeds
 
 
 class EngineRunner:
