@@ -142,8 +142,9 @@ class DepthReweight(nn.Module):
         hidden = feature
         for block in self.blocks:
             hidden = block(hidden)
+        logits = self.output(hidden)
         with no_autocast(feature):
-            share = full_precision(self.output(hidden)).softmax(dim=-1)
+            share = full_precision(logits).softmax(dim=-1)
             return (weight * share).sum(dim=-1, keepdim=True) / scale
 
     def _last(self) -> float:
