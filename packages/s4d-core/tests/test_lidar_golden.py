@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from lidar_golden import SMALL, golden, golden_encoder, golden_rules
+from golden_lidar import golden, golden_rules
+from lidar_golden import SMALL, golden_encoder
 
 from s4d_core.lidar import SparseTensor, fold_batchnorm
 from s4d_core.lidar.convert import foreign_names

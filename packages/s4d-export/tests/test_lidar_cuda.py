@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from golden_lidar import data_file, golden, golden_rules
 
 from s4d_core.lidar import build_encoder, convert_encoder_state, encoder_config, fold_batchnorm
 from s4d_export.lidar import CalibrationFrame, calibrate, export_encoder, prepare_qat, verify_export
@@ -18,18 +15,12 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
-SHARED = Path(os.environ.get("S4D_SHARED", Path(__file__).parents[3].parent / "shared"))
-GOLDEN, DATA = SHARED / "golden" / "lidar", SHARED / "data" / "lidar"
 
 
 @pytest.fixture(scope="module")
 def real():
     """The golden encoder at full width, folded, and the real voxels."""
-    if not (GOLDEN / "golden_scn_real.npz").exists():
-        pytest.skip("no golden data: golden_scn_real.npz is not under S4D_SHARED")
-    spec = importlib.util.spec_from_file_location("golden_rules", GOLDEN / "rules.py")
-    rules = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(rules)
+    data, rules = golden("golden_scn_real.npz"), golden_rules()
     config = encoder_config("nusc_centerpoint_voxelnet_0075voxel")
     state = rules.state_dict(config.widths, config.in_channels)
     encoder = build_encoder(config)
@@ -37,11 +28,11 @@ def real():
         convert_encoder_state({k: torch.from_numpy(v) for k, v in state.items()}, config)
     )
     voxels = CalibrationFrame(
-        read_tensor(DATA / "centerpoint-voxels.features.fp16.tensor"),
-        read_tensor(DATA / "centerpoint-voxels.indices-zyx.int32.tensor"),
+        read_tensor(data_file("centerpoint-voxels.features.fp16.tensor")),
+        read_tensor(data_file("centerpoint-voxels.indices-zyx.int32.tensor")),
     )
     folded = fold_batchnorm(encoder.double()).float().cuda()
-    return folded, voxels, np.load(GOLDEN / "golden_scn_real.npz")
+    return folded, voxels, data
 
 
 def final_rows(dense, data):

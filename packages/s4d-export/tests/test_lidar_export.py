@@ -2,14 +2,12 @@
 
 import copy
 import dataclasses
-import importlib.util
-import os
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from golden_lidar import golden_file, golden_rules
 
 from s4d_core.lidar import (
     SparseEncoderConfig,
@@ -36,8 +34,6 @@ from s4d_export.lidar import (
 from s4d_export.lidar.calibration import Histogram
 from s4d_runtime.lidar import SparseEngine, VoxelRules, read_lidar_artifact
 
-SHARED = Path(os.environ.get("S4D_SHARED", Path(__file__).parents[3].parent / "shared"))
-GOLDEN = SHARED / "golden" / "lidar"
 CONFIG = SparseEncoderConfig(
     "held", widths=(4, 8, 16, 32), out_channels=32, grid_shape=(41, 72, 56)
 )
@@ -73,12 +69,7 @@ def tiny():
 @pytest.fixture(scope="module")
 def held():
     """The encoder of the golden example file, folded in float64 as that file was."""
-    path = GOLDEN / "rules.py"
-    if not path.exists():
-        pytest.skip("no golden data: rules.py is not under S4D_SHARED")
-    spec = importlib.util.spec_from_file_location("golden_rules", path)
-    rules = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(rules)
+    rules = golden_rules()
     state = rules.state_dict(CONFIG.widths, prefix="heldout/")
     encoder = build_encoder(CONFIG)
     encoder.load_state_dict(
@@ -94,7 +85,7 @@ def attributes(node):
 def test_schema_equals_the_example_file(held):
     """Node by node: types, names, connections, attributes, weights bit for bit."""
     ours = encoder_to_onnx(held)
-    example = onnx.load(GOLDEN / "example_scn_small_fp16.onnx")
+    example = onnx.load(golden_file("example_scn_small_fp16.onnx"))
     assert [n.op_type for n in ours.graph.node] == [n.op_type for n in example.graph.node]
     for a, b in zip(ours.graph.node, example.graph.node, strict=True):
         assert (a.name, list(a.input), list(a.output)) == (b.name, list(b.input), list(b.output))

@@ -1,39 +1,10 @@
-"""Dense loops that say what a sparse convolution means, and the golden data's rules."""
+"""Dense loops that say what a sparse convolution means."""
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-import os
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
-import pytest
-
-SHARED = Path(os.environ.get("S4D_SHARED", Path(__file__).parents[3].parent / "shared"))
-GOLDEN = SHARED / "golden" / "lidar"
-DATA = SHARED / "data" / "lidar"
-
-
-def golden(name: str):
-    """One golden archive; skips the test where the shared data is absent."""
-    path = GOLDEN / name
-    if not path.exists():
-        pytest.skip(f"no golden data: {name} is not under S4D_SHARED")
-    return np.load(path)
-
-
-def golden_rules() -> ModuleType:
-    """The numpy-only rules that come with the golden data."""
-    path = GOLDEN / "rules.py"
-    if not path.exists():
-        pytest.skip("no golden data: rules.py is not under S4D_SHARED")
-    spec = importlib.util.spec_from_file_location("golden_rules", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def random_sites(rng, shape, batch: int, count: int) -> np.ndarray:

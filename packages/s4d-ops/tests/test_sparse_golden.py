@@ -2,17 +2,14 @@
 
 import numpy as np
 import pytest
-from sparse_cases import DATA, golden, golden_rules
+from golden_lidar import data_file, golden, golden_rules, real_points
 
 from s4d_ops import sparse
 
 
 def read_tensor(name: str) -> np.ndarray:
     """A tensor file: magic, number of dimensions, type code, dimensions, data."""
-    path = DATA / name
-    if not path.exists():
-        pytest.skip(f"no real cloud: {name} is not under S4D_SHARED")
-    raw = path.read_bytes()
+    raw = data_file(name).read_bytes()
     magic, rank, code = np.frombuffer(raw[:12], np.int32)
     assert magic == 0x33FF1101
     shape = np.frombuffer(raw[12 : 12 + 4 * rank], np.int32)
@@ -137,19 +134,12 @@ def test_real_cloud(dtype, limit):
         np.testing.assert_array_equal(occupied, data["dense/occupied_hw"])
 
 
-def read_points() -> np.ndarray:
-    path = DATA / "nuscenes-10sweeps.points.fp16.bin"
-    if not path.exists():
-        pytest.skip("no real cloud: the ten sweeps are not under S4D_SHARED")
-    return np.fromfile(path, np.float16).reshape(-1, 5).astype(np.float32)
-
-
 @pytest.mark.parametrize("part", ["main", "cap"])
 def test_voxelize_real_cloud(part):
     data, rules = golden("golden_voxelize.npz"), golden_rules()
     limits = rules.VOX
     max_points, max_voxels = (int(n) for n in data[f"{part}/params"])
-    points = read_points()
+    points = real_points().astype(np.float32)
     voxels = sparse.voxelize(
         points, limits["low"], limits["high"], limits["size"], limits["grid"],
         max_points=max_points, max_voxels=max_voxels,

@@ -1,48 +1,21 @@
-"""A float64 reading of the graph and of the int8 conventions, and access to the golden data."""
+"""A float64 reading of the graph and of the int8 conventions."""
 
 from __future__ import annotations
 
 import copy
-import importlib.util
-import os
 from pathlib import Path
 
 import numpy as np
-import pytest
+from golden_lidar import golden_file
 
 from s4d_ops import sparse
 from s4d_runtime.lidar.graph import build_graph
 from s4d_runtime.lidar.nodes import AddNode, ConvNode, ReluNode, ReshapeNode
 from s4d_runtime.lidar.onnx_file import OnnxGraph, read_onnx
 
-SHARED = Path(os.environ.get("S4D_SHARED", Path(__file__).parents[3].parent / "shared"))
-GOLDEN = SHARED / "golden" / "lidar"
-DATA = SHARED / "data" / "lidar"
-
-
-def golden(name: str):
-    path = GOLDEN / name
-    if not path.exists():
-        pytest.skip(f"no golden data: {name} is not under S4D_SHARED")
-    return np.load(path)
-
 
 def example_path() -> Path:
-    path = GOLDEN / "example_scn_small_fp16.onnx"
-    if not path.exists():
-        pytest.skip("no golden data: the example ONNX file is not under S4D_SHARED")
-    return path
-
-
-def golden_rules():
-    path = GOLDEN / "rules.py"
-    if not path.exists():
-        pytest.skip("no golden data: rules.py is not under S4D_SHARED")
-    spec = importlib.util.spec_from_file_location("golden_rules", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return golden_file("example_scn_small_fp16.onnx")
 
 
 def fake_quant(x, amax):

@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from lidar_reference import (
-    DATA,
-    calibrated_example,
-    emulate,
-    example_path,
-    golden,
-    golden_rules,
-    with_inverse,
-)
+from golden_lidar import golden, golden_rules, real_points
+from lidar_reference import calibrated_example, emulate, example_path, with_inverse
 
 from s4d_runtime.errors import FrameError
 from s4d_runtime.lidar import SparseEngine, VoxelRules
@@ -116,13 +109,6 @@ def test_inverse_and_loose_additions(example):
             assert relative(got, want.astype(np.float64)) <= limit
 
 
-def read_points():
-    path = DATA / "nuscenes-10sweeps.points.fp16.bin"
-    if not path.exists():
-        pytest.skip("no real cloud: the ten sweeps are not under S4D_SHARED")
-    return np.fromfile(path, np.float16).reshape(-1, 5)
-
-
 @pytest.mark.parametrize("part", ["main", "cap"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_voxels_of_the_real_cloud(part, dtype):
@@ -135,7 +121,7 @@ def test_voxels_of_the_real_cloud(part, dtype):
         max_voxels=max_voxels,
     )  # fmt: skip
     engine = SparseEngine.load(example_path(), "fp16", "cuda", chosen)
-    features, indices, batch = engine.voxelize(read_points().astype(dtype))
+    features, indices, batch = engine.voxelize(real_points().astype(dtype))
     count = int(data[f"{part}/n_voxels"])
     assert batch == 1 and indices.shape == (count, 4)
     assert count == (105086 if part == "main" else 40000)
@@ -146,7 +132,7 @@ def test_voxels_of_the_real_cloud(part, dtype):
         np.testing.assert_array_equal(keys[order], data["main/sorted_keys"])
     picked = order[data[f"{part}/rows"]]
     np.testing.assert_array_equal(features.numpy()[picked], data[f"{part}/mean_rows"])
-    host = chosen.voxelize(read_points().astype(np.float32))
+    host = chosen.voxelize(real_points().astype(np.float32))
     np.testing.assert_array_equal(features.numpy(), host.features)
     np.testing.assert_array_equal(indices.numpy(), host.indices())
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from fake_cuda import FakeDriver
 from fake_sparse import FakeSparse
+from golden_lidar import golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lidar_reference import calibrated_example, example_path, golden, with_inverse
+from lidar_reference import calibrated_example, example_path, with_inverse
 
 from s4d_ops import sparse_cuda
 from s4d_runtime.cli import main

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from lidar_reference import calibrated_example, emulate, example_path, fake_quant, golden
+from golden_lidar import golden
+from lidar_reference import calibrated_example, emulate, example_path, fake_quant
 
 from s4d_runtime.errors import BackendUnavailableError, FrameError
 from s4d_runtime.lidar import LidarGraphError, SparseEngine, SparseRows

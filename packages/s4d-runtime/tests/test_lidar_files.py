@@ -5,9 +5,10 @@ import struct
 
 import numpy as np
 import pytest
+from golden_lidar import DATA, golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lidar_reference import DATA, example_path, golden
+from lidar_reference import example_path
 
 from s4d_runtime.errors import (
     ArtifactError,
