@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from ._version import __version__
 from .lidar_command import add_command as add_lidar_command
+from .overflow_command import add_command as add_overflow_command
 from .quantize_command import add_command as add_quantize_command
 
 __all__ = ["main"]
@@ -45,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     add_quantize_command(commands)
     _add_verify(commands)
     _add_engine(commands)
+    add_overflow_command(commands)
     _add_inspect(commands)
     add_lidar_command(commands)
     return parser
@@ -72,6 +74,11 @@ def _add_onnx(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     command.add_argument("--name", help="name in the manifest (default: the output's file name)")
     command.add_argument(
         "--verify", action="store_true", help="compare with torch over 8 random frames afterwards"
+    )
+    command.add_argument(
+        "--split",
+        action="store_true",
+        help="write SparseEnd2End's three graphs into the folder that -o names",
     )
     command.set_defaults(run=_onnx)
 
@@ -135,6 +142,8 @@ def _onnx(options: argparse.Namespace) -> int:
     from .plan import load_plan
     from .tracing import export_graph
 
+    if options.split:
+        return _split(options)
     path = check_destination(options.output)
     plan = load_plan(options.plan, options.precision)
     model = load_checkpoint(options.checkpoint)
@@ -158,6 +167,23 @@ def _onnx(options: argparse.Namespace) -> int:
     result = verify(model, path, random_frames(model.config, 8), progress=sys.stderr.isatty())
     print(format_result(result))
     return 0 if result["passed"] else 1
+
+
+def _split(options: argparse.Namespace) -> int:
+    from s4d_core import load_checkpoint
+
+    from .errors import ExportError
+    from .split import export_split, save_split
+
+    if options.op != "plugin" or options.precision != "fp32" or options.verify:
+        raise ExportError(
+            "--split writes float32 graphs with that system's operator: it goes with no other "
+            "--op or --precision, and not with --verify"
+        )
+    model = load_checkpoint(options.checkpoint)
+    for path in save_split(export_split(model), model, options.output):
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    return 0
 
 
 def _verify(options: argparse.Namespace) -> int:

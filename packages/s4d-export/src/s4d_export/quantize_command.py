@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from s4d_core import Sparse4DConfig
-    from s4d_runtime.artifact import Manifest
 
     from .calibration import Calibration
 
@@ -75,6 +74,7 @@ def _run(options: argparse.Namespace) -> int:
     from .half import to_half
     from .plan import DEFAULT_PLAN
     from .quantize import find_points, to_int8
+    from .source import load_source
 
     if options.output is None and options.sensitivity is None:
         raise QuantizationError("expected -o NAME.s4d to write, or --sensitivity, got neither")
@@ -82,7 +82,8 @@ def _run(options: argparse.Namespace) -> int:
     stored = load_calibration(options.calibration) if options.calibration else None
     if stored is None or options.sensitivity is not None:
         _check_frames(options)
-    graph, config, given = _load(options)
+    source = load_source(options.source, options.op)
+    graph, config = source.graph, source.config
     points = find_points(graph, options.exclude)
     if stored is None:
         tensors = {point.tensor for point in find_points(graph)}  # exclusions may change later
@@ -101,8 +102,7 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     base = to_half(graph) if options.rest == "fp16" else graph
     quantised = to_int8(base, stored, options.exclude, reference=graph)
-    op = given.op if given else options.op
-    manifest = build_manifest(config, options.name or path.stem, op, "int8")
+    manifest = build_manifest(config, options.name or path.stem, source.op, "int8")
     members = {"calibration.json": stored.to_json().encode()}
     if options.rest == "fp16":
         members["precision_plan.json"] = DEFAULT_PLAN.to_json().encode()
@@ -124,30 +124,6 @@ def _check_frames(options: argparse.Namespace) -> None:
         )
     if options.frames < 1:
         raise QuantizationError(f"expected --frames of at least 1, got {options.frames}")
-
-
-def _load(
-    options: argparse.Namespace,
-) -> tuple[onnx.ModelProto, Sparse4DConfig, Manifest | None]:
-    """The float32 graph, the model's configuration, and the source's manifest if it has one."""
-    from s4d_core import Sparse4DConfig, load_checkpoint
-    from s4d_runtime.artifact import read_artifact
-
-    from .errors import QuantizationError
-    from .inspection import load_graph
-    from .tracing import export_graph
-
-    if Path(options.source).is_dir() or not options.source.endswith(".s4d"):
-        model = load_checkpoint(options.source)
-        return export_graph(model, options.op), model.config, None
-    with read_artifact(options.source) as opened:
-        manifest = opened.manifest
-    if manifest.kind != "onnx" or manifest.precision != "fp32":
-        raise QuantizationError(
-            f"expected an fp32 ONNX artifact, {options.source!r} is an {manifest.precision} "
-            f"{manifest.kind}; give the checkpoint or its fp32 export"
-        )
-    return load_graph(options.source)[0], Sparse4DConfig.from_dict(manifest.model), manifest
 
 
 def _images(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import onnx
 import torch
+from torch import Tensor, nn
 
 from s4d_core import Sparse4D, use_reference_op
 
@@ -21,7 +22,7 @@ from .naming import rename_graph
 from .simplify import simplify
 from .translations import translation_table
 
-__all__ = ["Op", "export_graph"]
+__all__ = ["Op", "export_graph", "trace"]
 
 Op = Literal["plugin", "standard"]
 
@@ -43,16 +44,42 @@ def export_graph(model: Sparse4D, op: Op = "plugin") -> onnx.ModelProto:
     """
     wrapped = DeployedModel(model).eval()
     contract = wrapped.contract
+    names = [spec.name for spec in contract.inputs]
+    inputs = dict(zip(names, example_inputs(contract), strict=True))
+    outputs = [spec.name for spec in contract.outputs]
+    graph = trace(wrapped, inputs, outputs, "sparse4d", op)
+    check_graph(graph, contract, op)
+    return graph
+
+
+def trace(
+    wrapped: nn.Module,
+    inputs: Mapping[str, Tensor],
+    outputs: list[str],
+    name: str,
+    op: Op = "plugin",
+) -> onnx.ModelProto:
+    """Trace, translate, fold and name the graph of a module that holds the model as ``model``.
+
+    Args:
+        inputs: example inputs by name, in the order of the module's arguments.
+        outputs: names of its results.
+        name: of the graph.
+
+    Raises:
+        ExportError: the module cannot be traced.
+    """
+    wrapped.eval()
     door = use_reference_op() if op == "standard" else contextlib.nullcontext()
     with door, torch.no_grad(), _quiet():
         try:
             program = torch.onnx.export(
                 wrapped,
-                example_inputs(contract),
+                tuple(inputs.values()),
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=[spec.name for spec in contract.inputs],
-                output_names=[spec.name for spec in contract.outputs],
+                input_names=list(inputs),
+                output_names=outputs,
                 custom_translation_table=translation_table(op == "plugin"),
                 optimize=False,
                 verbose=False,
@@ -63,13 +90,12 @@ def export_graph(model: Sparse4D, op: Op = "plugin") -> onnx.ModelProto:
     with _quiet():
         simplify(program.model)
     graph = program.model_proto
-    parameters = [name for name, _ in (*wrapped.named_parameters(), *wrapped.named_buffers())]
+    parameters = [key for key, _ in (*wrapped.named_parameters(), *wrapped.named_buffers())]
     rename_graph(graph, "model", parameters)
     graph.producer_name, graph.producer_version = "s4d-export", __version__
-    graph.graph.name = "sparse4d"
+    graph.graph.name = name
     graph.doc_string = ""
     del graph.metadata_props[:]
-    check_graph(graph, contract, op)
     return graph
 
 
