@@ -164,6 +164,24 @@ def no_torch(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Coverage-guided fuzzing of the runtime's doors; `-- -runs=30000` and the like."""
+    install(session, "ops", "runtime[test]", extra=("atheris>=2.3",))
+    with session.chdir(ROOT / "packages" / "s4d-runtime"):
+        for target in ("artifact", "frame"):
+            options = session.posargs or ["-runs=5000"]
+            session.run("python", "tests/fuzz/fuzz_atheris.py", target, *options)
+
+
+@nox.session
+def rerun(session: nox.Session) -> None:
+    """The rerun recording, with the NumPy that rerun-sdk needs."""
+    session.install("--quiet", wheel(session, "ops"), f"{wheel(session, 'runtime')}[rerun,test]")
+    with session.chdir(ROOT / "packages" / "s4d-runtime"):
+        session.run("pytest", "-q", "tests/test_runtime_recording.py")
+
+
+@nox.session
 def tensorrt(session: nox.Session) -> None:
     """The TensorRT plugin, compiled against headers of 10 and of 11; its tests.
 
