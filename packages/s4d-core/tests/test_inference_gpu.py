@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from test_inference import RAW, Drive, assert_same, model, wh
+from torch.nn.functional import interpolate, max_pool2d
 
 import s4d_core
 from s4d_core.aggregation_op import FeatureMaps
 from s4d_core.inference import compile_inference
 from s4d_core.inference.precision import use_tf32
+from s4d_core.key_points import project_points
 from s4d_core.temporal_sampling import View
 
 pytestmark = [
@@ -167,25 +169,54 @@ def test_aggregation_block_compiles_without_breaks_and_with_gradients() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["sparse4dv3_r50", "sparse4dv3_tiny"])
-def test_small_networks_in_one_kernel_have_float32_accuracy(name: str) -> None:
+def test_fused_kernels_have_float32_accuracy(name: str) -> None:
     from s4d_core.inference.fused_mlp import FusedAnchorEncoder, FusedMLP, fuse_small_networks
+    from s4d_core.inference.fused_sampling import FusedAggregation, fuse_aggregation
 
     torch.manual_seed(0)
-    head = s4d_core.build_model(name).head.cuda().eval()
+    built = s4d_core.build_model(name)
+    for layer in built.head.layers:
+        torch.nn.init.normal_(layer.aggregation.weights.weight, 0, 0.1)
+    head, dims = built.head.cuda().eval(), built.config.embed_dims
     exact = copy.deepcopy(head).double()
-    assert fuse_small_networks(head) > 10
+    assert fuse_aggregation(head) == len(exact.layers)
+    assert fuse_small_networks(head) > 0
+    assert isinstance(head.anchor_encoder, FusedAnchorEncoder)
     pairs = [(head.anchor_encoder, exact.anchor_encoder, 11)]
     for fused, plain in zip(head.layers, exact.layers, strict=True):
-        refined, reference = fused.refinement, plain.refinement
-        dims = head.config.embed_dims
-        pairs.append((refined.box_blocks, reference.box_blocks, dims))
-        pairs.append((refined.cls_blocks, reference.cls_blocks, dims))
-        encoders = (fused.aggregation.camera_encoder, plain.aggregation.camera_encoder)
-        pairs.append((*encoders, 12))
-    for fused, plain, dims in pairs:
-        assert isinstance(fused, (FusedAnchorEncoder, FusedMLP))
+        encoder = fused.aggregation.camera_encoder
+        pairs.append((encoder, plain.aggregation.camera_encoder, 12))
+        assert isinstance(encoder, FusedMLP) == (dims <= 128)
+    for fused, plain, width in pairs:
         for rows in (1, 6, 37, 900):
-            x = torch.randn(2, rows, dims, device="cuda")
+            x = torch.randn(2, rows, width, device="cuda")
             want = plain(x.double())
-            error = (fused(x) - want).abs().max() / want.abs().max()
-            assert error < 2e-6, (type(fused), dims, rows)
+            assert (fused(x) - want).abs().max() < 2e-6 * want.abs().max(), (width, rows)
+    _, lidar2img, _, _ = Drive(built.config)(0)
+    block, reference = head.layers[1].aggregation, exact.layers[1].aggregation
+    assert isinstance(block, FusedAggregation)
+    feature, embed, box = (torch.randn(2, 37, n, device="cuda") for n in (dims, dims, 11))
+    matrix, size = lidar2img.cuda(), wh().cuda()
+    points = reference.key_points(box.double(), feature.double())
+    want = project_points(points, matrix.double(), size.double())
+    near = want.abs() < 2  # further out rounding counts for more, and for nothing
+    got = block.locations(feature, box, matrix, size)
+    assert ((got - want).abs()[near] < 1e-5).all() and near.float().mean() > 0.01
+    want = reference._weights((feature + embed).double(), matrix.double())
+    torch.testing.assert_close(
+        block.sampling_weights(feature + embed, matrix).double(), want, rtol=1e-4, atol=1e-7
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_map_steps_equal_those_of_torch(dtype: torch.dtype) -> None:
+    from s4d_core.inference.fused_maps import add_upsampled, max_pool_3x3
+
+    fine = torch.randn(3, 24, 16, 44, device="cuda", dtype=dtype)
+    coarse = torch.randn(3, 24, 8, 22, device="cuda", dtype=dtype)
+    for layout in (torch.channels_last, torch.contiguous_format):
+        a, b = fine.contiguous(memory_format=layout), coarse.contiguous(memory_format=layout)
+        assert torch.equal(add_upsampled(a, b), a + interpolate(b, scale_factor=2.0))
+        for part in (a, a[..., 1:, 1:].contiguous(memory_format=layout)):
+            assert torch.equal(max_pool_3x3(part), max_pool2d(part, 3, 2, 1))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..decode import Detections, select
@@ -18,7 +18,7 @@ from ..model import Sparse4D
 from ..observation import step
 from ..state import State
 from .frame import Frame
-from .fusion import image_graph, widen_input
+from .fusion import fuse_map_steps, image_graph, widen_input
 from .images import ImageInput, NormalisedImages, RawImages
 from .precision import cast_at_boundaries, is_half, to_half, use_tf32
 
@@ -235,7 +235,7 @@ def compile_inference(
     for name in ("backbone", "neck"):  # their memory
         setattr(copied, name, torch.nn.Identity())
     if on_gpu:
-        _fuse_small_networks(copied)
+        _use_triton(copied, image_part)
     cast_at_boundaries(copied)
     images: ImageInput
     if raw_size is None:
@@ -249,12 +249,16 @@ def compile_inference(
     return CompiledModel(frame, precision, on_gpu if graph is None else graph)
 
 
-def _fuse_small_networks(model: Sparse4D) -> None:
-    """Needs Triton, which comes with torch for CUDA on Linux."""
+def _use_triton(model: Sparse4D, image_part: fx.GraphModule) -> None:
+    """Kernels for many small steps. Triton comes with torch for CUDA on Linux."""
     try:
         from .fused_mlp import fuse_small_networks
+        from .fused_sampling import fuse_aggregation
     except ImportError:
         return
+    fuse_map_steps(image_part)
+    if model.head.depth_reweight is None:
+        fuse_aggregation(model)
     fuse_small_networks(model)
 
 

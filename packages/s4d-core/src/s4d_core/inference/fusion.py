@@ -8,6 +8,7 @@ where cuDNN has a kernel for it. What matches no pattern stays as it is.
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,11 +16,13 @@ from torch import Tensor, fx, nn
 
 from ..model import Sparse4D
 
-__all__ = ["fused_convolution", "image_graph", "widen_input"]
+__all__ = ["fuse_map_steps", "fused_convolution", "image_graph", "widen_input"]
 
 _CONVOLUTION = torch.ops.aten.conv2d.default
 _NORM = torch.ops.aten.batch_norm.default
 _RELU = (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)
+_POOL = torch.ops.aten.max_pool2d.default
+_UPSAMPLE = torch.ops.aten.upsample_nearest2d.vec
 _ADD = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
 # Defaults of conv2d's arguments after the input: weight, bias, stride, padding, dilation, groups.
 _DEFAULTS = (None, None, [1, 1], [0, 0], [1, 1], 1)
@@ -116,6 +119,37 @@ def widen_input(graph: fx.GraphModule, channels: int) -> None:
             node.args = tuple(args)
     graph.graph.eliminate_dead_code()
     graph.recompile()
+
+
+def fuse_map_steps(graph: fx.GraphModule) -> None:
+    """Put kernels of ours in the place of max pooling and of sums with upsampled maps.
+
+    Needs Triton. The kernels themselves fall back to torch for maps without channels last.
+    """
+    from .fused_maps import add_upsampled, max_pool_3x3
+
+    for node in list(graph.graph.nodes):
+        if node.target == _POOL and node.args[1:] == ([3, 3], [2, 2], [1, 1]):
+            _call(graph, node, max_pool_3x3, (node.args[0],))
+        if node.target not in _ADD or node.kwargs or len(node.args) != 2:
+            continue
+        for fine, other in (node.args, node.args[::-1]):
+            if isinstance(other, fx.Node) and other.target == _UPSAMPLE and len(other.users) == 1:
+                _call(graph, node, add_upsampled, (fine, other.args[0]))
+                break
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _call(
+    graph: fx.GraphModule, node: fx.Node, function: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
+    """Put a call in the place of a node."""
+    with graph.graph.inserting_before(node):
+        new = graph.graph.call_function(function, args)
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new)
+    graph.graph.erase_node(node)
 
 
 def _value(graph: fx.GraphModule, node: object) -> Tensor | None:
@@ -221,11 +255,5 @@ def _replace(
 ) -> None:
     """Put a fused convolution in the place of `last`."""
     weight, bias, *shape = _arguments(convolution)
-    with graph.graph.inserting_before(last):
-        fused = graph.graph.call_function(
-            fused_convolution,
-            (convolution.args[0], weight, bias, residual, relu, *shape),
-        )
-    fused.meta = dict(last.meta)
-    last.replace_all_uses_with(fused)
-    graph.graph.erase_node(last)
+    arguments = (convolution.args[0], weight, bias, residual, relu, *shape)
+    _call(graph, last, fused_convolution, arguments)
