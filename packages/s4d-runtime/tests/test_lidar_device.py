@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from fake_cuda import FakeDriver
-from fake_sparse import FakeSparse
+from fake_sparse import FakeProgram, FakeSparse
 from golden_lidar import golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -69,10 +69,19 @@ def scattered(seed, count, shape=GRID, batch=1):
     return rng.standard_normal((len(rows), 5)).astype(np.float16), rows
 
 
+def half_outputs(source):
+    """Some int8 layers hand on half: their readers make codes of it."""
+    for node in source.nodes:
+        if node.name in ("conv5", "add2", "conv12"):
+            node.attributes["output_precision"] = "fp16"
+
+
+@pytest.mark.parametrize("change", [lambda source: None, half_outputs])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_same_bits_as_on_the_cpu(device, frame, precision):
+def test_same_bits_as_on_the_cpu(device, frame, precision, change):
     features, indices = frame
     source = calibrated_example(features, indices, GRID)
+    change(source)
     cuda, cpu = engines(build_graph(source), precision)
     assert cuda.device == "cuda" and cuda.plan.steps == cpu.plan.steps
     cpu._encoder.plan = cuda.plan  # half between half layers
@@ -279,6 +288,42 @@ def test_what_the_engine_cannot_do_is_named(device, monkeypatch):
     with pytest.raises(BackendUnavailableError, match="no CUDA device"):
         SparseEngine.load(example_path(), device="cuda")
     assert SparseEngine.load(example_path(), device="auto").device == "cpu"
+
+
+def test_arguments_fit_the_real_module(device, frame, monkeypatch):
+    """Every call that the stand-in gets is also put into a program of the real module, unrun."""
+    real = pytest.importorskip("s4d_ops.lib._sparse_cuda", reason="s4d-ops was built without CUDA")
+    original = FakeProgram.__getattr__
+    seen = set()
+
+    def both(self, name):
+        def call(*arguments):
+            seen.add(name)
+            getattr(real.Program(), name)(*arguments)
+            original(self, name)(*arguments)
+
+        return call
+
+    monkeypatch.setattr(FakeProgram, "__getattr__", both)
+    features, indices = frame
+    source = calibrated_example(features, indices, GRID)
+    with_inverse(source)
+    half_outputs(source)
+    for precision in ("int8", "fp32"):
+        cuda, _ = engines(build_graph(source), precision)
+        cuda(features, indices)
+        cuda.trace(features, indices)
+    cuda.voxelize(np.zeros((10, 5), np.float32))
+    assert seen == {
+        n.removeprefix("do_") for n in vars(FakeProgram) if n.startswith("do_")
+    } - {"copy"}  # fmt: skip
+    for dtype in ("float32", "float16", "int8"):
+        assert real.padded_channels(dtype, 5) == device.padded_channels(dtype, 5)
+        assert real.packed_weight_bytes(dtype, 27, 5, 16) > 0
+    assert real.site_map_bytes([1, *GRID]) % 256 == 0
+    limits = [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.1, 0.1, 0.1]]
+    assert real.voxelize_bytes(limits, [10, 10, 10], 10, 0, 1000) > 0
+    assert real.voxelize_bytes(limits, [10, 10, 10], 65, 0, 1000) == 0
 
 
 def test_command_line(device, tmp_path, capsys):
