@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -183,3 +186,45 @@ def test_a_saved_backbone_without_a_kind_is_a_resnet() -> None:
 def test_images_must_fit_the_patches() -> None:
     with pytest.raises(s4d_core.ConfigError, match=r"multiples of backbone\.patch_size 16"):
         EVA.level_sizes((50, 80))
+
+
+class _Features(torch.nn.Module):
+    """What timm's `features_only` models offer, in small."""
+
+    def __init__(self, **asked: object) -> None:
+        super().__init__()
+        self.asked = asked
+        self.convs = torch.nn.ModuleList(
+            torch.nn.Conv2d(i, o, 3, 4, 1) for i, o in ((3, 4), (4, 6))
+        )
+        self.register_buffer("table", torch.arange(4.0), persistent=False)
+        self.feature_info = types.SimpleNamespace(channels=lambda: [4, 6])
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        first = self.convs[0](x) + self.table.sum()
+        return [first, self.convs[1](first)]
+
+
+def test_a_model_of_timm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stand_in = types.ModuleType("timm")
+    stand_in.__version__ = "0"  # type: ignore[attr-defined]
+    stand_in.create_model = lambda name, **asked: _Features(**asked)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "timm", stand_in)
+    config = s4d_core.TimmConfig("small", out_indices=(2, 4))
+    assert config.out_channels == (4, 6)
+    assert config.level_sizes((64, 96)) == ((16, 24), (4, 6))
+    whole = s4d_core.get_config("sparse4dv3_tiny").replace(
+        backbone=config, neck=s4d_core.FPNConfig(num_levels=2), depth=None
+    )
+    model = s4d_core.build_model(whole).eval()
+    assert model.backbone.network.asked["out_indices"] == (2, 4)
+    s4d_core.save_checkpoint(model, tmp_path)
+    images = torch.randn(1, 6, 3, 128, 352)
+    again = s4d_core.load_checkpoint(tmp_path)  # built without values: the table is made anew
+    assert torch.equal(model.pyramid(images)[1], again.pyramid(images)[1])
+
+
+def test_without_timm_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(s4d_core.ConfigError, match=r"needs timm: install s4d-core\[timm\]"):
+        build_backbone(s4d_core.TimmConfig("resnet18"))
