@@ -10,10 +10,14 @@ objects) runs unrecorded. Recording draws no numbers and leaves running statisti
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 STEPS_BEFORE = 3
@@ -104,13 +108,33 @@ class _Flat(nn.Module):
         )
 
 
+@contextmanager
+def _own_calls_only(device: torch.device) -> Iterator[None]:
+    """While it lasts, other threads may call CUDA beside a recording.
+
+    The loader's thread pins memory and NCCL's asks for events at any time; torch records in a mode
+    in which that breaks the recording, and does not let a caller choose another one.
+    """
+    if dist.is_available() and dist.is_initialized():
+        # Collectives that still run would be asked for: let them end and be forgotten.
+        torch.cuda.synchronize(device)
+        time.sleep(0.5)
+    plain = torch.cuda.graph
+    torch.cuda.graph = partial(plain, capture_error_mode="thread_local")  # type: ignore
+    try:
+        yield
+    finally:
+        torch.cuda.graph = plain  # type: ignore[misc]
+
+
 def _record(inner: nn.Module, skeleton: Any, leaves: list[Tensor]) -> Callable[[list[Tensor]], Any]:
     flat = _Flat(inner, skeleton)
     samples = tuple(leaf.detach().clone() for leaf in leaves)
     device = samples[0].device
     kept = [(buffer, buffer.clone()) for buffer in inner.buffers()]
     random = torch.cuda.get_rng_state(device)
-    graphed = torch.cuda.make_graphed_callables(flat, samples, allow_unused_input=True)
+    with _own_calls_only(device):
+        graphed = torch.cuda.make_graphed_callables(flat, samples, allow_unused_input=True)
     torch.cuda.set_rng_state(random, device)
     for buffer, value in kept:
         buffer.copy_(value)

@@ -32,6 +32,7 @@ from .checkpoint import (
     step_of,
 )
 from .feed import Feed
+from .gradients import average_gradients, same_start
 from .graphs import GraphedModule
 from .guard import GradientScale, NonFiniteGuard, StatisticsBackup, clip_gradients
 from .log import RunLog
@@ -72,12 +73,15 @@ class Trainer:
         precision = Precision(self.device.type, run.precision, run.head_precision)
         self.module: nn.Module = TrainingModule(self.model, precision)
         self.loss = config.loss
-        if run.cuda_graphs and self.device.type == "cuda":
+        self.recorded = run.cuda_graphs and self.device.type == "cuda"
+        if self.recorded:
             self.module = GraphedModule(self.module)
             # Recorded work has fixed shapes: as many noisy anchors in every step.
             noise = replace(config.loss.denoising, fixed_size=True)
             self.loss = replace(config.loss, denoising=noise)
-        if ranks.world > 1:
+            if ranks.world > 1:
+                same_start(self.model)
+        elif ranks.world > 1:
             self.module = DistributedDataParallel(
                 self.module, broadcast_buffers=False, gradient_as_bucket_view=True
             )
@@ -110,16 +114,19 @@ class Trainer:
         total = torch.stack(list(losses.values())).sum()
         self.optimiser.zero_grad(set_to_none=True)
         (total * self.scale.value).backward()
-        norm, bad = clip_gradients(
-            self.model.parameters(), self.config.optimiser.clip, self.scale.value
-        )
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        if self.recorded and self.ranks.world > 1:
+            average_gradients(trained)
+        norm, bad = clip_gradients(trained, self.config.optimiser.clip, self.scale.value)
         set_rate(self.optimiser, rate)
         guarded_step(self.optimiser, bad)
         self.scale.update(bad)
         if self.average is not None:
             self.average.update()
         self.step += 1
-        return {**losses, "loss": total, "grad_norm": norm}
+        # Detached: a loss that is kept would keep the whole pass alive.
+        values = {**losses, "loss": total, "grad_norm": norm}
+        return {name: value.detach() for name, value in values.items()}
 
     def save(self, folder: Path, sampler: dict[str, Any]) -> Path:
         """Writes a checkpoint after the present step; `sampler` is the sampler's state then."""
