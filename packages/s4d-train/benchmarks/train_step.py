@@ -22,8 +22,8 @@ from s4d_train.configs.config import FitConfig
 from s4d_train.configs.recipes import get_recipe
 from s4d_train.configs.settings import override
 from s4d_train.data.batch import Batch
-from s4d_train.trainer.loop import Trainer
 from s4d_train.trainer.ranks import Ranks, peak_memory_gb, started
+from s4d_train.trainer.trainer import Trainer
 
 FRAME_INTERVAL = 0.5
 LATENT_FRAMES = 4

@@ -10,8 +10,8 @@ from micro import micro_config
 
 from s4d_train.data.index import DriveIndex
 from s4d_train.trainer.feed import Feed
-from s4d_train.trainer.loop import Trainer
 from s4d_train.trainer.ranks import Ranks
+from s4d_train.trainer.trainer import Trainer
 
 pytestmark = [
     pytest.mark.gpu,

@@ -13,8 +13,8 @@ from s4d_train.data.index import DriveIndex
 from s4d_train.trainer import graphs
 from s4d_train.trainer.feed import Feed
 from s4d_train.trainer.graphs import GraphedModule, flatten, rebuild
-from s4d_train.trainer.loop import Trainer
 from s4d_train.trainer.ranks import Ranks
+from s4d_train.trainer.trainer import Trainer
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 

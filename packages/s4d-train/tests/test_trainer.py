@@ -24,11 +24,12 @@ from s4d_train.trainer.checkpoint import list_checkpoints
 from s4d_train.trainer.checkpoint import load_checkpoint as load_checkpoint_parts
 from s4d_train.trainer.feed import Feed
 from s4d_train.trainer.guard import GradientScale, NonFiniteGuard, clip_gradients
-from s4d_train.trainer.loop import Trainer, changed_settings, fit, start_notes
+from s4d_train.trainer.loop import changed_settings, fit, start_notes
 from s4d_train.trainer.optimiser import build_optimiser, guarded_step
 from s4d_train.trainer.ranks import Ranks
 from s4d_train.trainer.schedule import rate_factor, scaled_rate
 from s4d_train.trainer.step import TemporalState, finite_state
+from s4d_train.trainer.trainer import Trainer
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 

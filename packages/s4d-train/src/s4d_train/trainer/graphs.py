@@ -134,7 +134,7 @@ def _record(inner: nn.Module, skeleton: Any, leaves: list[Tensor]) -> Callable[[
     kept = [(buffer, buffer.clone()) for buffer in inner.buffers()]
     random = torch.cuda.get_rng_state(device)
     with _own_calls_only(device):
-        graphed = torch.cuda.make_graphed_callables(flat, samples, allow_unused_input=True)
+        graphed: Any = torch.cuda.make_graphed_callables(flat, samples, allow_unused_input=True)
     torch.cuda.set_rng_state(random, device)
     for buffer, value in kept:
         buffer.copy_(value)
