@@ -367,3 +367,26 @@ def test_long_counters_are_renumbered_on_the_device(device_pipeline: Pipeline) -
     assert second is not None and third is not None
     np.testing.assert_array_equal(third.track_ids, first.track_ids)
     assert int(device_pipeline._backend.read_state("state_id_counter")[0]) < 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    (
+        ("CUDA failure 2: out of memory ; GPU=0 ; file=x", DeviceMemoryError),
+        ("CUDA failure 700: an illegal memory access was encountered ; GPU=0", DeviceLostError),
+        ("CUDA failure 900: operation not permitted when stream is capturing ;", DeviceError),
+        ("CUBLAS failure 3: the resource allocation failed ; GPU=0", DeviceMemoryError),
+        (
+            "CUDNN failure 1002: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+            DeviceMemoryError,
+        ),
+        ("CUDNN failure 3000: CUDNN_STATUS_NOT_SUPPORTED ; GPU=0", DeviceError),
+        ("BFCArena: Failed to allocate memory for requested buffer of size 9", DeviceMemoryError),
+        ("Non-zero status code returned while running Add node", BackendError),
+    ),
+)
+def test_what_onnxruntime_says_gets_a_name(driver: FakeDriver, text: str, kind: type) -> None:
+    from s4d_runtime.backends.onnxruntime_cuda import _named
+
+    error = _named(RuntimeError(text), "here")
+    assert type(error) is kind and str(error).startswith("here")

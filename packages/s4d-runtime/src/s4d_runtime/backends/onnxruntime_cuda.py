@@ -159,7 +159,7 @@ def _named(error: Exception, where: str) -> BackendError:
     failure = re.search(r"(CUDA|CUBLAS|CUDNN) failure (\d+): ?([^;]*)", text)
     if failure is not None and failure[1] == "CUDA":
         return device_error(int(failure[2]), where)
-    if re.search(r"ailed to allocate|out of memory|ALLOC_FAILED|allocation failed", text):
+    if re.search(r"ailed to allocate|out of memory|ALLOC(ATION)?_FAILED|allocation failed", text):
         return out_of_memory(where)
     if failure is not None:
         return DeviceError(f"{where}: {failure[0].strip()}")
