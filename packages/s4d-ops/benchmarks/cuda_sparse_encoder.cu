@@ -144,15 +144,15 @@ void time_stages(const std::vector<int32_t>& rows, bool layers) {
       };
       const auto all = measure(run(-1));
       const auto again = measure(run(-1));
+      bool right = e.errors() == std::vector<int32_t>(dev::kErrorSlots, 0);
       std::printf("%s %s: whole encoder %.1f us (p90 %.1f; again %.1f)\n", int8 ? "int8" : "fp16",
                   grouped ? "grouped" : "plain", all.first, all.second, again.first);
       const char* names[] = {"clear", "sites", "tables", "place", "network", "dense"};
-      for (int i = 0; i < 6; ++i) std::printf("  %s %.1f", names[i], measure(run(i)).first);
+      for (int i = 0; i < 6; ++i) std::printf("  %s %.1f", names[i], measure(run(i), 40, 8).first);
       std::printf("\n  ");
       e.megabytes(true);
       std::printf("  sum %.1f MB, allocated %.1f MB with voxels %.1f\n", e.megabytes(),
                   double(free_before - free_after) / 1e6, double(n) * 26 / 1e6);
-      bool right = e.errors() == std::vector<int32_t>(dev::kErrorSlots, 0);
       const auto got = e.counts();
       for (int i = 0; i < 5; ++i) right &= got[i] == counts[i];
       std::printf("  counts %d %d %d %d %d %s\n", got[0], got[1], got[2], got[3], got[4],
@@ -187,8 +187,9 @@ void tune(const std::vector<int32_t>& rows) {
       if (!seen.insert(name).second) continue;
       std::vector<std::pair<double, std::string>> results;
       for (const int tiles : {1, 2}) {
-        for (const int warps : {4, 8, 12, 16}) {
-          for (const int blocks : {1, 2, 3, 8}) {
+        if (layer.out_channels % 64 != 0 && tiles == 1) continue;
+        for (const int warps : {4, 6, 8, 10, 12, 16}) {
+          for (const int blocks : {1, 2, 3, 4}) {
             for (const int stage : {8192, 16384, 32768, 0}) {
               const dev::TileChoice choice{tiles, warps, blocks, stage ? stage : 16384, stage == 0};
               if (dev::convolve_tiles(layer, choice, stream) != cudaSuccess) {

@@ -164,6 +164,7 @@ class Encoder {
       for (auto& x : bias) x = 0.1f * normal(rng);
       small_.emplace_back(bias);
       t.bias = small_.back();
+      t.settled_weights = true;
       t.activation = s4d::sparse::Activation::relu;
       if (residual >= 0) {
         t.residual = {features_[residual], residual8 ? DType::i8 : DType::f16, 4.0f};

@@ -16,8 +16,8 @@ bool known(DType type) {
 
 TileChoice choose_tiles(const ConvolutionTask& task) {
   const PackedLayout layout = packed_layout(task.type, task.in_channels, task.out_channels);
-  const int64_t bytes = layout.slab_bytes * layout.parts * task.volume;
-  return {layout.columns == 128 ? 1 : 2, layout.columns == 128 ? 16 : 8, 4, 32768, bytes <= 65536};
+  const int64_t bytes = layout.slab_bytes * layout.parts * layout.groups * task.volume;
+  return {1, layout.columns == 128 ? 12 : layout.columns == 64 ? 16 : 8, 4, 32768, bytes <= 65536};
 }
 
 cudaError_t convolve_tiles(const ConvolutionTask& task, const TileChoice& choice,

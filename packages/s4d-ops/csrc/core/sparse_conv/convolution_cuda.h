@@ -48,6 +48,10 @@ struct ConvolutionTask {
   Activation activation = Activation::none;
   float slope = 0.01f;  // leaky_relu
 
+  // The weights, bias and scale were complete before the work just ahead on this stream began (an
+  // engine's constants): they are then fetched while that work still runs.
+  bool settled_weights = false;
+
   Features output;  // written, f32, f16 or i8; may be the residual's memory, never the input's
 };
 

@@ -14,6 +14,7 @@ namespace {
 struct Device {
   int multiprocessors = 0;
   int shared_bytes = 0;  // of a block, at most
+  bool overlaps = false;  // kernels may start before the one ahead has ended
   cudaError_t error = cudaSuccess;
 };
 
@@ -28,16 +29,20 @@ Device current_device() {
     d.error = cudaDeviceGetAttribute(&d.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
                                      number);
   }
+  int major = 0;
+  if (d.error == cudaSuccess) {
+    d.error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, number);
+  }
+  d.overlaps = major >= 9;
   return d;
 }
 
 int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-template <class Sum, int kPiece, int kTiles, int kColumns, bool kResident>
+template <class Sum, int kPiece, int kParts, int kTiles, int kColumns, bool kResident>
 cudaError_t launch(TileTask& t, int grid_columns, int warps, int blocks, int shared,
                    const Device& device, cudaStream_t stream) {
-  constexpr int kAhead = kPiece == 32 ? 4 : kTiles == 2 ? 3 : 4;
-  const auto kernel = tile_kernel<Sum, kPiece, kTiles, kColumns, kAhead, kResident>;
+  const auto kernel = tile_kernel<Sum, kPiece, kParts, kTiles, kColumns, kResident>;
   cudaError_t error = cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   if (error != cudaSuccess) return error;
@@ -49,11 +54,20 @@ cudaError_t launch(TileTask& t, int grid_columns, int warps, int blocks, int sha
   const int64_t tiles = (t.task.capacity + 16 * kTiles - 1) / (16 * kTiles);
   const int64_t most = int64_t{device.multiprocessors} * std::min(resident, blocks);
   const int64_t x = std::max<int64_t>(1, std::min(most, (tiles + slots - 1) / slots));
-  kernel<<<dim3(static_cast<unsigned>(x), grid_columns), warps * 32, shared, stream>>>(t);
-  return cudaGetLastError();
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(x), grid_columns);
+  config.blockDim = dim3(warps * 32);
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  cudaLaunchAttribute overlap;  // this kernel's start with the end of the one before
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &overlap;
+  config.numAttrs = device.overlaps ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, t);
 }
 
-template <class Sum, int kPiece, int kTiles, int kColumns>
+template <class Sum, int kPiece, int kParts, int kTiles, int kColumns>
 cudaError_t place(const ConvolutionTask& task, const PackedLayout& layout, const TileChoice& choice,
                   cudaStream_t stream) {
   const Device device = current_device();
@@ -61,15 +75,20 @@ cudaError_t place(const ConvolutionTask& task, const PackedLayout& layout, const
   TileTask t;
   t.task = task;
   t.row_bytes = layout.row_bytes;
-  t.parts = layout.parts;
+  t.groups = layout.groups;
   t.columns = layout.columns;
   t.all_columns = layout.all_columns;
   t.out_stride = padded_channels(task.output.type, task.out_channels);
   t.residual_stride =
       task.residual.data ? padded_channels(task.residual.type, task.out_channels) : 0;
-  t.warp_bytes = task.volume * 16 * kTiles * 4 + round_up((task.volume + 31) / 32 * 4, 16);
+  t.output = Grid8(task.output.range);
+  t.sum = Grid8(task.sum_range);
+  t.residual = Grid8(task.residual_range);
+  t.residual_unit = task.residual.range / 127.0f;
+  t.warp_bytes = std::max(task.volume * 16 * kTiles * 4 + round_up((task.volume + 31) / 32 * 4, 16),
+                          16 * kTiles * row_floats(kColumns) * 4);
   const int slab_bytes = static_cast<int>(layout.slab_bytes);
-  const int slabs = task.volume * layout.parts;
+  const int slabs = task.volume * kParts * layout.groups;
   const int groups = layout.columns / kColumns;
   const int epilogue = round_up(layout.columns * 8, 16);
   constexpr int kMaxWarps = (kTiles * kColumns >= 128 ? 256 : 512) / 32;
@@ -83,46 +102,53 @@ cudaError_t place(const ConvolutionTask& task, const PackedLayout& layout, const
   const int room = device.shared_bytes - epilogue - warps * t.warp_bytes;
   int weights;
   bool resident = false;
-  if (choice.resident && int64_t{slabs} * slab_bytes <= room) {
+  const bool few = slabs < kRing - 1;  // the ring's first fill takes three stages of the weights
+  if ((choice.resident || few) && int64_t{slabs} * slab_bytes <= room) {
     resident = true;
     t.stage_slabs = slabs;
     t.stages = 1;
     weights = slabs * slab_bytes;
   } else {
     const int stage = std::min(choice.stage_bytes, room / kRing);
-    t.stage_slabs = std::min(std::max(1, stage / slab_bytes), slabs);
+    t.stage_slabs = std::max(1, std::min(stage / slab_bytes, slabs / (kRing - 1)));
     t.stages = (slabs + t.stage_slabs - 1) / t.stage_slabs;
     weights = kRing * t.stage_slabs * slab_bytes;
-    if (weights > room) return cudaErrorInvalidValue;
+    if (few || weights > room) return cudaErrorInvalidValue;
   }
   t.epilogue_offset = weights;
   t.table_offset = weights + epilogue;
   const int shared = t.table_offset + warps * t.warp_bytes;
-  return resident ? launch<Sum, kPiece, kTiles, kColumns, true>(t, layout.blocks, warps,
+  return resident ? launch<Sum, kPiece, kParts, kTiles, kColumns, true>(t, layout.blocks, warps,
                                                                 choice.blocks, shared, device,
                                                                 stream)
-                  : launch<Sum, kPiece, kTiles, kColumns, false>(t, layout.blocks, warps,
+                  : launch<Sum, kPiece, kParts, kTiles, kColumns, false>(t, layout.blocks, warps,
                                                                  choice.blocks, shared, device,
                                                                  stream);
 }
 
-template <class Sum, int kPiece, int kTiles>
+// Wide results take 16 rows a warp, narrow ones 32: about the same number of sums a thread.
+template <class Sum, int kPiece, int kParts>
 cudaError_t by_columns(const ConvolutionTask& task, const PackedLayout& layout,
                        const TileChoice& choice, cudaStream_t stream) {
-  if (layout.columns % 64 == 0) return place<Sum, kPiece, kTiles, 64>(task, layout, choice, stream);
-  if (layout.columns % 32 == 0) return place<Sum, kPiece, kTiles, 32>(task, layout, choice, stream);
-  return place<Sum, kPiece, kTiles, 16>(task, layout, choice, stream);
+  if (layout.columns % 64 == 0) {
+    return choice.tiles == 2 ? place<Sum, kPiece, kParts, 2, 64>(task, layout, choice, stream)
+                             : place<Sum, kPiece, kParts, 1, 64>(task, layout, choice, stream);
+  }
+  if (layout.columns % 32 == 0) {
+    return place<Sum, kPiece, kParts, 2, 32>(task, layout, choice, stream);
+  }
+  return place<Sum, kPiece, kParts, 2, 16>(task, layout, choice, stream);
 }
 
 template <class Sum>
 cudaError_t by_shape(const ConvolutionTask& task, const PackedLayout& layout,
                      const TileChoice& choice, cudaStream_t stream) {
-  if (layout.piece == 64) {
-    return choice.tiles == 2 ? by_columns<Sum, 64, 2>(task, layout, choice, stream)
-                             : by_columns<Sum, 64, 1>(task, layout, choice, stream);
+  if (layout.piece == 32) return by_columns<Sum, 32, 1>(task, layout, choice, stream);
+  switch (layout.parts) {
+    case 1: return by_columns<Sum, 64, 1>(task, layout, choice, stream);
+    case 2: return by_columns<Sum, 64, 2>(task, layout, choice, stream);
+    default: return by_columns<Sum, 64, 4>(task, layout, choice, stream);
   }
-  return choice.tiles == 2 ? by_columns<Sum, 32, 2>(task, layout, choice, stream)
-                           : by_columns<Sum, 32, 1>(task, layout, choice, stream);
 }
 
 }  // namespace

@@ -6,11 +6,13 @@
 namespace s4d::sparse::cuda {
 
 // Packed weights of f16 and i8: blocks of `columns` output channels; in each, slabs of `piece`
-// bytes of depth at one offset, in the order the kernel walks; in each, operand order.
+// bytes of depth at one offset, in the order the kernel walks: groups of depth, offsets, the parts
+// of a group; in each slab, operand order.
 struct PackedLayout {
   int piece;        // 32 or 64 bytes
   int row_bytes;    // of a feature row
-  int parts;        // slabs of an offset
+  int parts;        // slabs of an offset in a group: 1, 2 or 4
+  int groups;       // row_bytes / (piece * parts)
   int all_columns;  // output channels padded to 16
   int columns;      // of a block, at most 128
   int blocks;

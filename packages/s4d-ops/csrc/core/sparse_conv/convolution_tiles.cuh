@@ -3,8 +3,9 @@
 // A warp owns 16 or 32 output rows and 16 to 64 output channels. It reads its rows of the table,
 // notes which offsets have any input at all, and walks through those. Input rows go from global
 // memory straight into registers in operand order (each thread reads 8 or 16 bytes in a row),
-// several steps ahead. Weights were packed in operand order; a block keeps all of them in shared
-// memory where they fit, else streams them through a ring of stages.
+// ahead of their use, as the right operand of products whose left one is weights. Those were packed in operand order; a block keeps all of them in shared
+// memory where they fit, else streams them through a ring of stages. There are few warps and long
+// chains of dependent instructions here, so what counts is to need few instructions a step.
 #pragma once
 
 #include "mma_device.cuh"
@@ -15,7 +16,7 @@ namespace s4d::sparse::cuda {
 struct TileTask {
   ConvolutionTask task;
   int row_bytes;          // of a feature row
-  int parts;              // pieces of kPiece bytes of a feature row
+  int groups;             // of kParts slabs of an offset: the outermost loop over depth
   int columns;            // output channels of a block of the grid's second axis
   int all_columns;        // output channels, padded to 16
   int out_stride;         // elements of an output row
@@ -25,26 +26,32 @@ struct TileTask {
   int epilogue_offset;    // shared memory: scale and bias, then the warps' parts of the table
   int table_offset;
   int warp_bytes;         // of the table part
+  Grid8 output, sum, residual;  // rounding; a residual of codes is restored with residual_unit
+  float residual_unit;
 };
 
 constexpr int kRing = 4;  // stages in shared memory when the weights do not fit
 
-// Residual, rounding, activation and the store of kRun neighbouring columns.
-template <int kRun>
-__device__ inline void finish(const TileTask& t, int64_t row, int column, float (&value)[kRun]) {
+// Floats from row to row of a warp's sums in shared memory; 4 more than the columns spread rows
+// over the banks.
+__host__ __device__ constexpr int row_floats(int columns) { return columns + 4; }
+
+// Residual, rounding, activation and the store of 8 neighbouring columns.
+__device__ inline void finish(const TileTask& t, int64_t row, int column, float (&value)[8]) {
+  constexpr int kRun = 8;
   const ConvolutionTask& task = t.task;
-  if (task.sum_range > 0.0f) {
+  if (t.sum.unit > 0.0f) {
 #pragma unroll
-    for (int j = 0; j < kRun; ++j) value[j] = rounded(value[j], task.sum_range);
+    for (int j = 0; j < kRun; ++j) value[j] = t.sum.rounded(value[j]);
   }
   const Features& other = task.residual;
   if (other.data) {
     const int64_t at = row * t.residual_stride + column;
     float add[kRun];
     if (other.type == DType::f16) {
-      load_run(static_cast<const __half*>(other.data) + at, add, 0.0f);
+      load_run(static_cast<const __half*>(other.data) + at, add, 1.0f);
     } else if (other.type == DType::i8) {
-      load_run(static_cast<const int8_t*>(other.data) + at, add, other.range);
+      load_run(static_cast<const int8_t*>(other.data) + at, add, t.residual_unit);
     } else {
 #pragma unroll
       for (int j = 0; j < kRun; ++j) {
@@ -52,26 +59,30 @@ __device__ inline void finish(const TileTask& t, int64_t row, int column, float 
                      ? static_cast<const float*>(other.data)[at + j] : 0.0f;
       }
     }
+    if (t.residual.unit > 0.0f) {
 #pragma unroll
-    for (int j = 0; j < kRun; ++j) value[j] += rounded(add[j], task.residual_range);
+      for (int j = 0; j < kRun; ++j) add[j] = t.residual.rounded(add[j]);
+    }
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) value[j] += add[j];
   }
   if (task.activation == Activation::relu) {
 #pragma unroll
     for (int j = 0; j < kRun; ++j) value[j] = value[j] < 0.0f ? 0.0f : value[j];
   } else if (task.activation != Activation::none) {
 #pragma unroll
-    for (int j = 0; j < kRun; ++j) value[j] = activated(value[j], task.activation, task.slope);
-    if (task.activation == Activation::sigmoid) {  // padding stays zero
-#pragma unroll
-      for (int j = 0; j < kRun; ++j) value[j] = column + j < task.out_channels ? value[j] : 0.0f;
+    for (int j = 0; j < kRun; ++j) {
+      // Padding stays zero, also under a sigmoid.
+      value[j] = column + j < task.out_channels
+                     ? activated(value[j], task.activation, task.slope) : 0.0f;
     }
   }
   const int64_t at = row * t.out_stride + column;
   void* data = const_cast<void*>(task.output.data);
   if (task.output.type == DType::f16) {
-    store_run(static_cast<__half*>(data) + at, value, 0.0f);
+    store_run(static_cast<__half*>(data) + at, value);
   } else if (task.output.type == DType::i8) {
-    store_run(static_cast<int8_t*>(data) + at, value, task.output.range);
+    store_run(static_cast<int8_t*>(data) + at, value, t.output.to_code);
     // Rows of codes are padded to 32, the columns of a convolution to 16.
     if (column + 16 >= t.all_columns && t.all_columns < t.out_stride) {
       const float nothing[kRun] = {};
@@ -85,39 +96,41 @@ __device__ inline void finish(const TileTask& t, int64_t row, int column, float 
   }
 }
 
-// kPiece: bytes of depth of a step, 32 or 64. kTiles: 16-row tiles of a warp. kColumns: output
-// channels of a warp. kAhead: steps whose input is under way.
-template <class Sum, int kPiece, int kTiles, int kColumns, int kAhead, bool kResident>
+// kPiece: bytes of depth of a slab, 32 or 64; kParts: slabs of an offset that are worked on
+// together. kTiles: 16-row tiles of a warp. kColumns: output channels of a warp.
+template <class Sum, int kPiece, int kParts, int kTiles, int kColumns, bool kResident>
 __global__ void __launch_bounds__(kTiles * kColumns >= 128 ? 256 : 512)
     tile_kernel(const __grid_constant__ TileTask t) {
   constexpr int kRows = 16 * kTiles;
-  constexpr int kGroups = kColumns / 8;      // column tiles of 8
-  constexpr int kWords = kPiece / 16;        // words of a thread and row per step
+  constexpr int kHeld = 2 * kTiles;           // rows of a thread
+  constexpr int kGroups = kColumns / 16;      // column tiles of 16
+  constexpr int kSteps = kPiece / 32;         // products over a slab
+  constexpr int kWords = kPiece / 16;         // words of a thread, row and slab
+  constexpr int kRowFloats = row_floats(kColumns);
+  constexpr int kAhead = kParts == 1 ? 3 : kParts == 2 ? 2 : 1;  // offsets whose input is under way
   extern __shared__ __align__(16) unsigned char shared[];
   const ConvolutionTask& task = t.task;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
   const int g = lane >> 2, quad = lane & 3;
-  const int column_groups = t.columns / kColumns;
-  const int slots = warps / column_groups;  // row tiles of a pass
-  const int slot = warp / column_groups, column_group = warp % column_groups;
-
-  // Tiles are spread evenly over the blocks, neighbours together.
-  const int count = static_cast<int>(min(int64_t{*task.out_count}, task.capacity));
-  const int64_t tiles = (count + kRows - 1) / kRows;
-  const int first = static_cast<int>(tiles * blockIdx.x / gridDim.x);
-  const int last = static_cast<int>(tiles * (blockIdx.x + 1) / gridDim.x);
-  if (first == last) return;
-  const int passes = (last - first + slots - 1) / slots;
+  const int volume = task.volume;
+  int slots = warps, slot = warp, column_group = 0;  // slots: row tiles of a pass
+  if (t.columns != kColumns) {
+    const int column_groups = t.columns / kColumns;
+    slots = warps / column_groups;
+    slot = warp / column_groups;
+    column_group = warp % column_groups;
+  }
 
   const int slab_bytes = t.columns * kPiece;
-  const int slabs = task.volume * t.parts;
+  const int slabs = volume * kParts * t.groups;
   const int stage_bytes = t.stage_slabs * slab_bytes;
   const int column_base = blockIdx.y * t.columns;
   const auto* weight = static_cast<const unsigned char*>(task.weight) +
                        int64_t{blockIdx.y} * slabs * slab_bytes;
   int issued = 0;  // stages, counted over all passes
+  int wanted = t.stages;
   const auto issue = [&] {
-    if (kResident || issued < t.stages * passes) {
+    if (kResident || issued < wanted) {
       const int stage = kResident ? 0 : issued % t.stages;
       const int from = stage * stage_bytes;
       const int bytes = min(stage_bytes, slabs * slab_bytes - from);
@@ -129,24 +142,42 @@ __global__ void __launch_bounds__(kTiles * kColumns >= 128 ? 256 : 512)
     commit_copies();
     ++issued;
   };
-  issue();
-  if (!kResident) {
-#pragma unroll
-    for (int i = 1; i < kRing - 1; ++i) issue();
-  }
-
   float* scale = reinterpret_cast<float*>(shared + t.epilogue_offset);
   float* bias = scale + t.columns;
-  for (int i = threadIdx.x; i < t.columns; i += blockDim.x) {
-    const int column = column_base + i;
-    const bool real = column < task.out_channels;
-    scale[i] = real ? (task.scale ? task.scale[column] : 1.0f) : 0.0f;
-    bias[i] = real && task.bias ? task.bias[column] : 0.0f;
+  const auto fetch_constants = [&] {
+    issue();
+    if (!kResident) {
+#pragma unroll
+      for (int i = 1; i < kRing - 1; ++i) issue();
+    }
+    for (int i = threadIdx.x; i < t.columns; i += blockDim.x) {
+      const int column = column_base + i;
+      const bool real = column < task.out_channels;
+      scale[i] = real ? (task.scale ? task.scale[column] : 1.0f) : 0.0f;
+      bias[i] = real && task.bias ? task.bias[column] : 0.0f;
+    }
+  };
+  allow_next_kernel();
+  if (task.settled_weights) fetch_constants();
+  wait_for_kernels();
+
+  // Tiles are spread evenly over the blocks, neighbours together.
+  const int count = static_cast<int>(min(int64_t{*task.out_count}, task.capacity));
+  const unsigned tiles = static_cast<unsigned>(count + kRows - 1) / kRows;
+  const unsigned share = tiles / gridDim.x, extra = tiles - share * gridDim.x;
+  const int first = static_cast<int>(share * blockIdx.x + min(blockIdx.x, extra));
+  const int last = first + static_cast<int>(share + (blockIdx.x < extra ? 1 : 0));
+  if (first == last) {
+    wait_copies<0>();
+    return;
   }
+  const int passes = (last - first + slots - 1) / slots;
+  wanted = t.stages * passes;
+  if (!task.settled_weights) fetch_constants();
+
   int* source = reinterpret_cast<int*>(shared + t.table_offset + warp * t.warp_bytes);
-  unsigned* active = reinterpret_cast<unsigned*>(source + task.volume * kRows);
-  if (kResident) wait_copies<0>();
-  meet();
+  unsigned* active = reinterpret_cast<unsigned*>(source + volume * kRows);
+  if (!kResident) meet();  // scale and bias
 
   int ready = 0;  // ring stages passed by this warp's barrier
   const auto advance = [&] {
@@ -159,41 +190,55 @@ __global__ void __launch_bounds__(kTiles * kColumns >= 128 ? 256 : 512)
   for (int pass = 0; pass < passes; ++pass) {
     const int tile = first + pass * slots + slot;
     const bool working = slot < slots && tile < last;
-    if (kResident && !working) break;
     int slab_end = 0;  // slabs of this pass that are in shared memory end here
     if (working) {
-      // The tile's part of the table. With 16 rows each half of the warp takes every other offset.
+      // The tile's part of the table, rows g, g + 8, ... together. With 16 rows each half of the
+      // warp takes every other offset.
       __syncwarp();
       {
-        const int row = tile * kRows + (kTiles == 1 ? lane & 15 : lane);
+        const int row = kTiles == 1 ? lane & 15 : lane;
         const int half = kTiles == 1 ? lane >> 4 : 0;
-        const int step = kTiles == 1 ? 2 : 1;
-        unsigned word = 0;
+        constexpr int step = kTiles == 1 ? 2 : 1;
+        const bool real = tile * kRows + row < count;
+        const int64_t capacity = task.capacity;
+        const int32_t* entry = task.table + tile * kRows + row + half * capacity;
+        int* to = source + half * kRows + (row & 7) * kHeld + (row >> 3);
+        for (int word = 0; word < volume; word += 32) {
+          unsigned bits = 0;
+          const int end = min(volume - word, 32);
 #pragma unroll 9
-        for (int k = 0; k < task.volume; k += step) {
-          const int mine = k + half;
-          int in = -1;
-          if (row < count && mine < task.volume) in = task.table[mine * task.capacity + row];
-          const unsigned any = __ballot_sync(~0u, in >= 0);
-          if (kTiles == 1) {
-            if (mine < task.volume) source[mine * kRows + (lane & 15)] = in;
-            word |= ((any & 0xffffu) != 0 ? 1u : 0u) << (k & 31);
-            word |= ((any >> 16) != 0 ? 2u : 0u) << (k & 31);
-          } else {
-            source[mine * kRows + lane] = in;
-            word |= (any != 0 ? 1u : 0u) << (k & 31);
+          for (int k = 0; k < end; k += step) {
+            const bool here = real && k + half < end;
+            const int in = here ? *entry : -1;
+            entry += step * capacity;
+            const unsigned any = __ballot_sync(~0u, in >= 0);
+            if (kTiles == 1) {
+              if (k + half < end) *to = in;
+              bits |= (any & 0xffffu ? 1u : 0u) << k;
+              bits |= (any >> 16 ? 2u : 0u) << k;
+            } else {
+              *to = in;
+              bits |= (any ? 1u : 0u) << k;
+            }
+            to += step * kRows;
           }
-          if (((k + step) & 31) == 0 || k + step >= task.volume) {
-            if (lane == 0) active[k >> 5] = word;
-            word = 0;
-          }
+          if (lane == 0) active[word >> 5] = bits;
         }
       }
       __syncwarp();
-
-      Sum sums[kTiles][kGroups][4];
+    }
+    if (kResident) {
+      if (pass == 0) {
+        wait_copies<0>();
+        meet();
+      }
+      if (!working) break;
+    }
+    if (working) {
+      // Of 8 rows and 16 columns each: columns g (two), g + 8 (two) of rows 2 * quad and the next.
+      Sum sums[kHeld][kGroups][4];
 #pragma unroll
-      for (int m = 0; m < kTiles; ++m) {
+      for (int m = 0; m < kHeld; ++m) {
 #pragma unroll
         for (int n = 0; n < kGroups; ++n) {
 #pragma unroll
@@ -201,128 +246,145 @@ __global__ void __launch_bounds__(kTiles * kColumns >= 128 ? 256 : 512)
         }
       }
 
-      // The next step: a piece of depth at an active offset.
-      unsigned rest = active[0];
-      int base = 0, offset = -1, part = t.parts - 1;
-      const auto next = [&] {
-        if (++part < t.parts) return offset * t.parts + part;
-        part = 0;
-        while (rest == 0) {
-          base += 32;
-          if (base >= task.volume) return -1;
-          rest = active[base >> 5];
-        }
-        offset = base + __ffs(static_cast<int>(rest)) - 1;
-        rest &= rest - 1;
-        return offset * t.parts;
-      };
+      uint32_t input[kAhead][kParts][kHeld][kWords];
       const auto* features =
           static_cast<const unsigned char*>(task.features) + quad * (kPiece / 4);
-      uint32_t input[kAhead][2 * kTiles][kWords];
-      int slab[kAhead];
-      bool more = true;
-      const auto fetch = [&](int d) {
-        slab[d] = more ? next() : -1;
-        if (slab[d] < 0) {
-          more = false;
-          return;
+      const int* mine = source + g * kHeld;
+      // The rows of an offset that this thread reads; none where there is no such offset.
+      const auto rows_of = [&](int k, int (&in)[kHeld]) {
+        const int* from = mine + k * kRows;
+        if constexpr (kTiles == 2) {
+          const int4 x = *reinterpret_cast<const int4*>(from);
+          in[0] = x.x, in[1] = x.y, in[2] = x.z, in[3] = x.w;
+        } else {
+          const int2 x = *reinterpret_cast<const int2*>(from);
+          in[0] = x.x, in[1] = x.y;
         }
-        const unsigned char* from = features + part * kPiece;
+      };
+      const auto fetch = [&](const int (&in)[kHeld], int part, uint32_t (&to)[kHeld][kWords]) {
 #pragma unroll
-        for (int i = 0; i < 2 * kTiles; ++i) {
-          const int in = source[offset * kRows + i * 8 + g];
+        for (int i = 0; i < kHeld; ++i) {
+          const unsigned char* from =
+              features + uint64_t{static_cast<unsigned>(in[i])} * static_cast<unsigned>(t.row_bytes) +
+              part * kPiece;
           if constexpr (kWords == 4) {
             uint4 x = make_uint4(0, 0, 0, 0);
-            if (in >= 0) {
-              x = __ldg(reinterpret_cast<const uint4*>(from + int64_t{in} * t.row_bytes));
-            }
-            input[d][i][0] = x.x;
-            input[d][i][1] = x.y;
-            input[d][i][2] = x.z;
-            input[d][i][3] = x.w;
+            if (in[i] >= 0) x = __ldg(reinterpret_cast<const uint4*>(from));
+            to[i][0] = x.x, to[i][1] = x.y, to[i][2] = x.z, to[i][3] = x.w;
           } else {
             uint2 x = make_uint2(0, 0);
-            if (in >= 0) {
-              x = __ldg(reinterpret_cast<const uint2*>(from + int64_t{in} * t.row_bytes));
-            }
-            input[d][i][0] = x.x;
-            input[d][i][1] = x.y;
+            if (in[i] >= 0) x = __ldg(reinterpret_cast<const uint2*>(from));
+            to[i][0] = x.x, to[i][1] = x.y;
           }
         }
       };
-      const auto compute = [&](int d) {
-        int place = slab[d];
-        if constexpr (!kResident) {
-          while (slab[d] >= slab_end) {
-            advance();
-            slab_end += t.stage_slabs;
-          }
-          place = slab[d] - (slab_end - t.stage_slabs) + (ready - 1) % kRing * t.stage_slabs;
-        }
-        const uint4* b = reinterpret_cast<const uint4*>(
-            shared + place * slab_bytes + column_group * (kColumns * kPiece)) + lane;
-        if constexpr (kWords == 4) {
+      const auto compute = [&](const unsigned char* slab, const uint32_t (&x)[kHeld][kWords]) {
+        const uint4* w = reinterpret_cast<const uint4*>(slab);
 #pragma unroll
-          for (int n = 0; n < kGroups; ++n) {
-            const uint4 right = b[n * 32];
+        for (int n = 0; n < kGroups; ++n) {
 #pragma unroll
-            for (int m = 0; m < kTiles; ++m) {
-              const auto& x = input[d][2 * m];
-              const auto& y = input[d][2 * m + 1];
-              multiply(sums[m][n], x[0], y[0], x[1], y[1], right.x, right.y);
-              multiply(sums[m][n], x[2], y[2], x[3], y[3], right.z, right.w);
-            }
-          }
-        } else {
+          for (int step = 0; step < kSteps; ++step) {
+            const uint4 left = w[(n * kSteps + step) * 32];
 #pragma unroll
-          for (int n = 0; n < kGroups; n += 2) {
-            const uint4 right = b[n * 16];
-#pragma unroll
-            for (int m = 0; m < kTiles; ++m) {
-              const auto& x = input[d][2 * m];
-              const auto& y = input[d][2 * m + 1];
-              multiply(sums[m][n], x[0], y[0], x[1], y[1], right.x, right.y);
-              multiply(sums[m][n + 1], x[0], y[0], x[1], y[1], right.z, right.w);
+            for (int m = 0; m < kHeld; ++m) {
+              multiply(sums[m][n], left.x, left.y, left.z, left.w, x[m][2 * step],
+                       x[m][2 * step + 1]);
             }
           }
         }
       };
+      const unsigned char* operand =
+          shared + column_group * (kColumns * kPiece) + lane * 16;
 
+      for (int group = 0; group < t.groups; ++group) {
+        for (int word = 0; word < volume; word += 32) {
+          unsigned rest = active[word >> 5];
+          const auto take = [&] {
+            const int k = rest ? word + __ffs(static_cast<int>(rest)) - 1 : -1;
+            rest &= rest - 1;
+            return k;
+          };
+          int offset[kAhead];
 #pragma unroll
-      for (int d = 0; d < kAhead; ++d) fetch(d);
-      bool running = true;
-      while (running) {
+          for (int d = 0; d < kAhead; ++d) {
+            offset[d] = take();
+            if (offset[d] >= 0) {
+              int in[kHeld];
+              rows_of(offset[d], in);
 #pragma unroll
-        for (int d = 0; d < kAhead; ++d) {
-          if (running) {
-            if (slab[d] < 0) {
-              running = false;
-            } else {
-              compute(d);
-              fetch(d);
+              for (int p = 0; p < kParts; ++p) fetch(in, p, input[d][p]);
             }
+          }
+          bool more = true;
+          while (more) {
+#pragma unroll
+            for (int d = 0; d < kAhead; ++d) {
+              const int now = offset[d];
+              if (now < 0) {
+                more = false;
+                break;
+              }
+              offset[d] = take();
+              int in[kHeld];
+              rows_of(max(offset[d], 0), in);
+              const int slab = (group * volume + now) * kParts;
+              const unsigned char* b = operand + slab * slab_bytes;
+#pragma unroll
+              for (int p = 0; p < kParts; ++p) {
+                if constexpr (!kResident) {
+                  while (slab + p >= slab_end) {
+                    advance();
+                    slab_end += t.stage_slabs;
+                  }
+                  const int place = slab + p - slab_end + t.stage_slabs +
+                                    (ready - 1) % kRing * t.stage_slabs;
+                  compute(operand + place * slab_bytes, input[d][p]);
+                } else {
+                  compute(b + p * slab_bytes, input[d][p]);
+                }
+                if (offset[d] >= 0) fetch(in, p, input[d][p]);
+              }
+            }
+          }
+        }
+        features += kParts * kPiece;
+      }
+
+      // Sums go through shared memory, so that each thread finishes 8 neighbouring columns and the
+      // code for that is there once.
+      __syncwarp();
+      constexpr int kRuns = kColumns / 8;
+      float* rows = reinterpret_cast<float*>(source);
+#pragma unroll
+      for (int m = 0; m < kHeld; ++m) {
+#pragma unroll
+        for (int n = 0; n < kGroups; ++n) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            rows[(m * 8 + quad * 2 + i % 2) * kRowFloats + n * 16 + g + i / 2 * 8] =
+                static_cast<float>(sums[m][n][i]);
           }
         }
       }
-
-      // A thread holds `kRun` neighbouring columns of each group of 4 * kRun, of rows g, g + 8, ...
-      constexpr int kRun = kColumns >= 32 ? 8 : 4;
+      __syncwarp();
+#pragma unroll 1
+      for (int item = lane; item < kRows * kRuns; item += 32) {
+        const int at = tile * kRows + item / kRuns;
+        if (at >= count) break;
+        const int column = column_group * kColumns + item % kRuns * 8;
+        float value[8];
 #pragma unroll
-      for (int i = 0; i < 2 * kTiles; ++i) {
-        const int at = tile * kRows + i * 8 + g;
-        if (at >= count) continue;
-        const int64_t row = task.columns ? task.columns[at] : at;
-#pragma unroll
-        for (int run = 0; run < kColumns / (4 * kRun); ++run) {
-          const int column = column_group * kColumns + run * 4 * kRun + quad * kRun;
-          float value[kRun];
-#pragma unroll
-          for (int j = 0; j < kRun; ++j) {
-            const Sum sum = sums[i / 2][run * (kRun / 2) + j / 2][i % 2 * 2 + j % 2];
-            value[j] = fmaf(static_cast<float>(sum), scale[column + j], bias[column + j]);
-          }
-          finish<kRun>(t, row, column_base + column, value);
+        for (int j = 0; j < 8; j += 4) {
+          const float4 x = *reinterpret_cast<const float4*>(
+              rows + item / kRuns * kRowFloats + item % kRuns * 8 + j);
+          const float4 s = *reinterpret_cast<const float4*>(scale + column + j);
+          const float4 b = *reinterpret_cast<const float4*>(bias + column + j);
+          value[j] = fmaf(x.x, s.x, b.x);
+          value[j + 1] = fmaf(x.y, s.y, b.y);
+          value[j + 2] = fmaf(x.z, s.z, b.z);
+          value[j + 3] = fmaf(x.w, s.w, b.w);
         }
+        finish(t, task.columns ? task.columns[at] : at, column_base + column, value);
       }
     }
     if constexpr (!kResident) {

@@ -2,7 +2,8 @@
 //
 // Operands are words of four bytes. With g = lane / 4 and t = lane % 4 a thread holds, of rows g
 // and g + 8 of the left and of column g of the right operand, the words t and t + 4 of the depth.
-// Which bytes of memory stand for which depth is free as long as both sides agree.
+// Which bytes of memory stand for which depth is free as long as both sides agree. Of the result it
+// holds columns 2 * t and the next of row g, then of row g + 8.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -71,6 +72,20 @@ template <int kPending>
 __device__ inline void wait_copies() {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+#endif
+}
+
+// With programmatic launches: the next kernel may start its blocks; and: until the kernels before
+// this one are complete and what they wrote can be seen. Nothing otherwise.
+__device__ inline void allow_next_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+__device__ inline void wait_for_kernels() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 

@@ -37,23 +37,19 @@ __global__ void pack_kernel(Source source, PackedLayout layout, int64_t elements
   const int64_t byte = element * static_cast<int64_t>(sizeof(T));
   const int64_t slab = byte / layout.slab_bytes;
   const int rest = static_cast<int>(byte % layout.slab_bytes);
-  const int slabs = source.volume * layout.parts;
+  const int slabs = source.volume * layout.parts * layout.groups;
   const int block = static_cast<int>(slab / slabs);
-  const int k = static_cast<int>(slab % slabs) / layout.parts;
-  const int part = static_cast<int>(slab % layout.parts);
-  // 512 bytes hold one column tile of 64 bytes of depth, or two of 32; 16 bytes a lane.
-  const int lane = rest % 512 / 16, g = lane >> 2, quad = lane & 3;
-  int tile = rest / 512, inner = rest % 16;
-  if (layout.piece == 32) {
-    tile = tile * 2 + inner / 8;
-    inner %= 8;
-  }
-  const int depth =
-      (part * layout.piece + quad * (layout.piece / 4) + inner) / static_cast<int>(sizeof(T));
-  // Columns are dealt to tiles so that a thread's results are neighbours in memory.
-  const int run = layout.columns % 32 == 0 ? 8 : 4, group = tile / (run / 2), j = tile % (run / 2);
-  const int column =
-      block * layout.columns + group * 4 * run + (g >> 1) * run + 2 * j + (g & 1);
+  const int k = static_cast<int>(slab % slabs) / layout.parts % source.volume;
+  const int group = static_cast<int>(slab % slabs) / (layout.parts * source.volume);
+  const int part = group * layout.parts + static_cast<int>(slab % layout.parts);
+  // A product takes 512 bytes, 16 a lane: with g = lane / 4 and quad = lane % 4 the columns g, g + 8,
+  // g, g + 8 of a tile of 16, four bytes of depth each, the later two of the next four bytes. A
+  // thread of the kernel reads depth piece / 4 bytes in a row.
+  const int steps = layout.piece / 32, lane = rest % 512 / 16, g = lane >> 2, quad = lane & 3;
+  const int tile = rest / (512 * steps), step = rest / 512 % steps, word = rest % 16 / 4;
+  const int depth = (part * layout.piece + quad * (layout.piece / 4) + step * 8 + word / 2 * 4 +
+                     rest % 4) / static_cast<int>(sizeof(T));
+  const int column = block * layout.columns + tile * 16 + g + word % 2 * 8;
   const float value = source.at(k, depth, column);
   if constexpr (sizeof(T) == 1) {
     packed[element] = static_cast<T>(static_cast<int>(value));
@@ -91,7 +87,9 @@ PackedLayout packed_layout(DType type, int32_t in_channels, int32_t out_channels
   PackedLayout l{};
   l.row_bytes = padded_channels(type, in_channels) * static_cast<int>(size_of(type));
   l.piece = l.row_bytes % 64 == 0 ? 64 : 32;
-  l.parts = l.row_bytes / l.piece;
+  const int pieces = l.row_bytes / l.piece;
+  l.parts = pieces % 4 == 0 ? 4 : pieces % 2 == 0 ? 2 : 1;
+  l.groups = pieces / l.parts;
   l.all_columns = round_up(out_channels, 16);
   l.columns = l.all_columns;
   if (l.columns > 128) {
@@ -111,7 +109,7 @@ int64_t packed_weight_bytes(DType type, int32_t volume, int32_t in_channels,
   }
   if (type != DType::f16 && type != DType::i8) return 0;
   const PackedLayout l = packed_layout(type, in_channels, out_channels);
-  return (l.slab_bytes * l.parts * volume * l.blocks + 255) / 256 * 256;
+  return (l.slab_bytes * l.parts * l.groups * volume * l.blocks + 255) / 256 * 256;
 }
 
 cudaError_t pack_weights(DType type, const void* weight, DType source, int32_t volume,
@@ -133,7 +131,7 @@ cudaError_t pack_weights(DType type, const void* weight, DType source, int32_t v
     return cudaGetLastError();
   }
   const PackedLayout l = packed_layout(type, depth, width);
-  const int64_t bytes = l.slab_bytes * l.parts * volume * l.blocks;
+  const int64_t bytes = l.slab_bytes * l.parts * l.groups * volume * l.blocks;
   if (codes) {
     pack_kernel<<<blocks_for(bytes), kThreads, 0, stream>>>(from, l, bytes,
                                                             static_cast<int8_t*>(packed));

@@ -21,6 +21,21 @@ __device__ inline int code_of(float x, float range) {
   return __float2int_rn(fminf(fmaxf(x * (127.0f / range), -127.0f), 127.0f));
 }
 
+// The int8 grid of a range, ready for use: unit 0 means no rounding.
+struct Grid8 {
+  float to_code = 0.0f, unit = 0.0f;
+  Grid8() = default;
+  explicit Grid8(float range) {
+    if (range > 0.0f) {
+      to_code = 127.0f / range;
+      unit = range / 127.0f;
+    }
+  }
+  __device__ float rounded(float x) const {
+    return static_cast<float>(__float2int_rn(fminf(fmaxf(x * to_code, -127.0f), 127.0f))) * unit;
+  }
+};
+
 __device__ inline float rounded(float x, float range) {
   return range > 0.0f ? static_cast<float>(code_of(x, range)) * (range / 127.0f) : x;
 }
@@ -49,7 +64,7 @@ __device__ inline void load_run(const __half* from, float (&to)[N], float) {
 }
 
 template <int N>
-__device__ inline void load_run(const int8_t* from, float (&to)[N], float range) {
+__device__ inline void load_run(const int8_t* from, float (&to)[N], float unit) {
   uint32_t words[N / 4];
   if constexpr (N == 8) {
     *reinterpret_cast<uint2*>(words) = *reinterpret_cast<const uint2*>(from);
@@ -58,12 +73,12 @@ __device__ inline void load_run(const int8_t* from, float (&to)[N], float range)
   }
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    to[i] = value_of(static_cast<int8_t>(words[i / 4] >> (i % 4 * 8)), range);
+    to[i] = static_cast<float>(static_cast<int8_t>(words[i / 4] >> (i % 4 * 8))) * unit;
   }
 }
 
 template <int N>
-__device__ inline void store_run(__half* to, const float (&from)[N], float) {
+__device__ inline void store_run(__half* to, const float (&from)[N]) {
   uint32_t words[N / 2];
 #pragma unroll
   for (int i = 0; i < N / 2; ++i) {
@@ -78,13 +93,14 @@ __device__ inline void store_run(__half* to, const float (&from)[N], float) {
 }
 
 template <int N>
-__device__ inline void store_run(int8_t* to, const float (&from)[N], float range) {
+__device__ inline void store_run(int8_t* to, const float (&from)[N], float to_code) {
   uint32_t words[N / 4];
 #pragma unroll
   for (int i = 0; i < N / 4; ++i) words[i] = 0;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    words[i / 4] |= (static_cast<uint32_t>(code_of(from[i], range)) & 0xffu) << (i % 4 * 8);
+    const int code = __float2int_rn(fminf(fmaxf(from[i] * to_code, -127.0f), 127.0f));
+    words[i / 4] |= (static_cast<uint32_t>(code) & 0xffu) << (i % 4 * 8);
   }
   if constexpr (N == 8) {
     *reinterpret_cast<uint2*>(to) = *reinterpret_cast<const uint2*>(words);

@@ -9,6 +9,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int64_t kSpans = 4096;        // aimed at: enough blocks to list with
+constexpr int kMaxChain = 8;            // levels that one launch works on
 constexpr int64_t kSpansToSum = 16384;  // beyond this the spans are summed by a kernel of their own
 
 int64_t round_up(int64_t value, int64_t multiple) {
@@ -59,18 +60,6 @@ __device__ void mark_window(const int4& row, int number, const Window& window, c
   mark(out, key_at(out.grid, row.x, cell[0], cell[1], cell[2]));
 }
 
-__global__ void mark_rows_kernel(const int4* rows, const int32_t* count, int32_t capacity,
-                                 MapView map, int32_t* errors) {
-  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (i >= min(*count, capacity)) return;
-  const int4 r = rows[i];
-  if (!inside(map.grid, r)) {
-    if (errors) atomicAdd(errors + kRowsOutside, 1);
-  } else if (!mark(map, key_at(map.grid, r.x, r.y, r.z, r.w))) {
-    if (errors) atomicAdd(errors + kRowsTwice, 1);
-  }
-}
-
 __global__ void mark_strided_kernel(const int4* rows, const int32_t* count, int32_t capacity,
                                     Window window, MapView out) {
   const int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
@@ -79,7 +68,55 @@ __global__ void mark_strided_kernel(const int4* rows, const int32_t* count, int3
   mark_window(rows[i], static_cast<int>(at % window.most), window, out);
 }
 
-// spans[i] = sites before span i, for maps with very many spans; one block.
+// A chain of levels, for kernels that work on all of them at once.
+struct Chain {
+  MapView map[kMaxChain];
+  GeometryView geometry[kMaxChain];  // from the level before
+};
+
+// Marks the cells of level blockIdx.y that depend on a row of level 0. With kernels no smaller than
+// their strides and no dilation those are a box, whatever the number of levels between.
+__global__ void mark_chain_kernel(const int4* rows, const int32_t* count, int32_t capacity,
+                                  const __grid_constant__ Chain chain, int32_t* errors) {
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i >= min(*count, capacity)) return;
+  const int4 r = rows[i];
+  if (!inside(chain.map[0].grid, r)) {
+    if (errors && blockIdx.y == 0) atomicAdd(errors + kRowsOutside, 1);
+    return;
+  }
+  int low[3] = {r.y, r.z, r.w}, high[3] = {r.y, r.z, r.w};
+  for (int level = 1; level <= static_cast<int>(blockIdx.y); ++level) {
+    const GeometryView& g = chain.geometry[level];
+    const GridView& grid = chain.map[level].grid;
+    const int size[3] = {grid.a, grid.b, grid.c};
+#pragma unroll
+    for (int axis = 0; axis < 3; ++axis) {
+      // Outputs of position p: from ceil((p + padding - kernel + 1) / stride) on.
+      const int first = low[axis] + g.padding[axis] - g.kernel[axis] + g.stride[axis];
+      low[axis] = first < 0 ? 0 : first / g.stride[axis];
+      high[axis] = min((high[axis] + g.padding[axis]) / g.stride[axis], size[axis] - 1);
+    }
+  }
+  const MapView& map = chain.map[blockIdx.y];
+  for (int a = low[0]; a <= high[0]; ++a) {
+    for (int b = low[1]; b <= high[1]; ++b) {
+      for (int c = low[2]; c <= high[2]; ++c) {
+        const int64_t key = key_at(map.grid, r.x, a, b, c);
+        if (blockIdx.y > 0) {
+          // Most cells of later levels are marked by many rows: look first.
+          const Cell cell = cell_at(key);
+          const uint32_t* word = reinterpret_cast<const uint32_t*>(map.units + cell.unit) + 1;
+          if (!(__ldcg(word + cell.word) >> cell.bit & 1u)) mark(map, key);
+        } else if (!mark(map, key) && errors) {
+          atomicAdd(errors + kRowsTwice, 1);
+        }
+      }
+    }
+  }
+}
+
+// before[i] = sites before span i, for maps with very many spans; one block.
 __global__ void __launch_bounds__(1024) sum_spans_kernel(MapView map, int32_t* before) {
   __shared__ int warps[33];
   int carry = 0;
@@ -93,58 +130,92 @@ __global__ void __launch_bounds__(1024) sum_spans_kernel(MapView map, int32_t* b
   }
 }
 
-// One block per span: ranks and lists its sites, and marks their windows in the next map.
-__global__ void __launch_bounds__(kThreads) list_kernel(MapView map, const int32_t* before,
-                                                        int4* rows, int32_t capacity, bool chained,
-                                                        Window window, MapView next,
+struct Lists {
+  MapView map[kMaxChain];
+  const int32_t* before[kMaxChain];  // null: the block sums the spans before its own
+  int4* rows[kMaxChain];             // may be null
+  int32_t capacity[kMaxChain];
+  uint32_t first_block[kMaxChain];
+  int number;
+};
+
+// Position of the set bit of `word` that has `rank` set bits below it.
+__device__ int select_bit(uint32_t word, int rank) {
+  int at = 0;
+#pragma unroll
+  for (int width = 16; width > 0; width /= 2) {
+    const int below = __popc(word >> at & ((1u << width) - 1u));
+    if (rank >= below) {
+      rank -= below;
+      at += width;
+    }
+  }
+  return at;
+}
+
+// One block per span: ranks its units and lists its sites.
+__global__ void __launch_bounds__(kThreads) list_kernel(const __grid_constant__ Lists lists,
                                                         int32_t* errors) {
   __shared__ int warps[33];
-  const uint32_t span = blockIdx.x;
+  __shared__ int offset[kThreads];
+  __shared__ uint32_t words[3][kThreads];
+  int which = 0;
+  while (which + 1 < lists.number && blockIdx.x >= lists.first_block[which + 1]) ++which;
+  const MapView& map = lists.map[which];
+  const uint32_t span = blockIdx.x - lists.first_block[which];
+  const int32_t capacity = lists.capacity[which];
   const int sites = map.spans[span];
   const bool last = span + 1 == map.number_of_spans;
   if (sites == 0 && !last) return;
 
-  int first = 0;
-  if (before) {
-    first = before[span];
+  int row = 0;
+  if (lists.before[which]) {
+    row = lists.before[which][span];
   } else {
     int part = 0;
     for (uint32_t i = threadIdx.x; i < span; i += kThreads) part += map.spans[i];
-    block_sum(part, warps, &first);
+    block_sum(part, warps, &row);
   }
   if (last && threadIdx.x == 0) {
-    const int count = first + sites;
+    const int count = row + sites;
     *map.count = count;
     if (errors && count > capacity) atomicAdd(errors + kRowsLost, count - capacity);
   }
 
   const uint32_t units = 1u << map.span_shift;
-  int row = first;
   for (uint32_t at = 0; at < units; at += kThreads) {
-    const uint32_t unit = (span << map.span_shift) + at + threadIdx.x;
+    const uint32_t first = (span << map.span_shift) + at, unit = first + threadIdx.x;
     uint4 bits = make_uint4(0, 0, 0, 0);
     if (at + threadIdx.x < units && unit < map.number_of_units) bits = map.units[unit];
     const int mine = __popc(bits.y) + __popc(bits.z) + __popc(bits.w);
     int total;
-    int r = row + block_sum(mine, warps, &total);
-    row += total;
-    if (mine == 0) continue;
-    map.units[unit].x = static_cast<uint32_t>(r);
-    if (!rows) continue;
-    const int64_t base = int64_t{unit} * kCellsPerUnit;
-    const uint32_t words[3] = {bits.y, bits.z, bits.w};
+    const int before = block_sum(mine, warps, &total);
+    if (mine > 0) map.units[unit].x = static_cast<uint32_t>(row + before);
+    if (lists.rows[which] && total > 0) {
+      // Sites are dealt to threads evenly: many units are empty, some are full.
+      offset[threadIdx.x] = before;
+      words[0][threadIdx.x] = bits.y;
+      words[1][threadIdx.x] = bits.z;
+      words[2][threadIdx.x] = bits.w;
+      __syncthreads();
+      for (int site = threadIdx.x; site < total && row + site < capacity; site += kThreads) {
+        int u = 0;  // the last unit whose sites begin at or before this one
 #pragma unroll
-    for (int word = 0; word < 3; ++word) {
-      for (uint32_t b = words[word]; b && r < capacity; b &= b - 1, ++r) {
-        rows[r] = row_of(map.grid, base + word * 32 + __ffs(static_cast<int>(b)) - 1);
+        for (int step = kThreads / 2; step > 0; step /= 2) {
+          if (offset[u + step] <= site) u += step;
+        }
+        int rank = site - offset[u], word = 0;
+        for (; word < 2; ++word) {
+          const int here = __popc(words[word][u]);
+          if (rank < here) break;
+          rank -= here;
+        }
+        const int64_t key = int64_t{first + u} * kCellsPerUnit + word * 32 +
+                            select_bit(words[word][u], rank);
+        lists.rows[which][row + site] = row_of(map.grid, key);
       }
     }
-  }
-  if (!chained) return;
-  __syncthreads();  // this block's rows are written
-  const int listed = min(first + sites, capacity) - first;
-  for (int item = threadIdx.x; item < listed * window.most; item += kThreads) {
-    mark_window(rows[first + item / window.most], item % window.most, window, next);
+    row += total;
   }
 }
 
@@ -172,21 +243,40 @@ __global__ void place_kernel(PlaceTask task, MapView map, int padded) {
   }
 }
 
-cudaError_t list(const SiteLevel& level, const Window* window, const MapView* next, bool summed,
-                 int32_t* errors, cudaStream_t stream) {
-  const MapView map = view_of(level.map);
-  const int64_t bytes = site_map_bytes(level.map.grid);
-  int32_t* before = nullptr;
-  if (summed) {
-    before = reinterpret_cast<int32_t*>(static_cast<char*>(level.map.memory) + bytes) -
-             round_up(map.number_of_spans, 4);
-    sum_spans_kernel<<<1, 1024, 0, stream>>>(map, before);
+// Ranks and lists marked maps.
+cudaError_t list(const SiteLevel* levels, int number, int32_t* errors, cudaStream_t stream) {
+  Lists lists;
+  lists.number = number;
+  uint32_t blocks = 0;
+  for (int i = 0; i < number; ++i) {
+    const MapView map = view_of(levels[i].map);
+    lists.map[i] = map;
+    lists.before[i] = nullptr;
+    lists.rows[i] = reinterpret_cast<int4*>(levels[i].indices);
+    lists.capacity[i] = static_cast<int32_t>(levels[i].indices ? levels[i].capacity : INT32_MAX);
+    lists.first_block[i] = blocks;
+    blocks += map.number_of_spans;
+    if (map.number_of_spans > kSpansToSum) {
+      const int64_t bytes = site_map_bytes(levels[i].map.grid);
+      int32_t* before = reinterpret_cast<int32_t*>(static_cast<char*>(levels[i].map.memory) +
+                                                   bytes) - round_up(map.number_of_spans, 4);
+      sum_spans_kernel<<<1, 1024, 0, stream>>>(map, before);
+      lists.before[i] = before;
+    }
   }
-  list_kernel<<<map.number_of_spans, kThreads, 0, stream>>>(
-      map, before, reinterpret_cast<int4*>(level.indices),
-      static_cast<int32_t>(level.indices ? level.capacity : INT32_MAX), window != nullptr,
-      window ? *window : Window{}, next ? *next : MapView{}, errors);
+  list_kernel<<<blocks, kThreads, 0, stream>>>(lists, errors);
   return cudaGetLastError();
+}
+
+// Whether the cells that depend on one cell are a box at every level.
+bool boxes(const SiteLevel* levels, int number) {
+  for (int i = 1; i < number; ++i) {
+    const GeometryView& g = levels[i].geometry;
+    for (int axis = 0; axis < 3; ++axis) {
+      if (g.dilation[axis] != 1 || g.kernel[axis] < g.stride[axis]) return false;
+    }
+  }
+  return true;
 }
 
 bool good(const SiteLevel& level) {
@@ -200,8 +290,6 @@ bool good(const GeometryView& g) {
   }
   return true;
 }
-
-bool many(const SiteMap& map) { return view_of(map).number_of_spans > kSpansToSum; }
 
 }  // namespace
 
@@ -252,24 +340,26 @@ cudaError_t build_sites(const int32_t* indices, const int32_t* count, int64_t ca
       if (error != cudaSuccess) return error;
     }
   }
-  if (capacity > 0) {
-    mark_rows_kernel<<<blocks_for(capacity), kThreads, 0, stream>>>(
-        reinterpret_cast<const int4*>(indices), count, static_cast<int32_t>(capacity),
-        view_of(levels[0].map), errors);
-  }
-  for (int i = 0; i < number_of_levels; ++i) {
-    const bool chained = i + 1 < number_of_levels;
-    Window window{};
-    MapView next{};
-    if (chained) {
-      window = window_of(levels[i + 1].geometry);
-      next = view_of(levels[i + 1].map);
+  if (number_of_levels <= kMaxChain && boxes(levels, number_of_levels)) {
+    Chain chain;
+    for (int i = 0; i < number_of_levels; ++i) {
+      chain.map[i] = view_of(levels[i].map);
+      chain.geometry[i] = levels[i].geometry;
     }
-    const cudaError_t error = list(levels[i], chained ? &window : nullptr,
-                                   chained ? &next : nullptr, many(levels[i].map), errors, stream);
-    if (error != cudaSuccess) return error;
+    if (capacity > 0) {
+      mark_chain_kernel<<<dim3(blocks_for(capacity), number_of_levels), kThreads, 0, stream>>>(
+          reinterpret_cast<const int4*>(indices), count, static_cast<int32_t>(capacity), chain,
+          errors);
+    }
+    return list(levels, number_of_levels, errors, stream);
   }
-  return cudaGetLastError();
+  cudaError_t error = build_sites(indices, count, capacity, levels, 1, true, errors, stream);
+  for (int i = 1; i < number_of_levels && error == cudaSuccess; ++i) {
+    const SiteLevel& from = levels[i - 1];
+    error = strided_sites(from.indices, from.map.count, from.capacity, levels[i], true, errors,
+                          stream);
+  }
+  return error;
 }
 
 cudaError_t strided_sites(const int32_t* indices, const int32_t* count, int64_t capacity,
@@ -289,13 +379,13 @@ cudaError_t strided_sites(const int32_t* indices, const int32_t* count, int64_t 
         reinterpret_cast<const int4*>(indices), count, static_cast<int32_t>(capacity), window,
         view_of(level.map));
   }
-  return list(level, nullptr, nullptr, many(level.map), errors, stream);
+  return list(&level, 1, errors, stream);
 }
 
 cudaError_t rank_sites(const SiteMap& map, cudaStream_t stream) {
   SiteLevel level;
   level.map = map;
-  return list(level, nullptr, nullptr, many(map), nullptr, stream);
+  return list(&level, 1, nullptr, stream);
 }
 
 cudaError_t place_rows(const PlaceTask& task, cudaStream_t stream) {
