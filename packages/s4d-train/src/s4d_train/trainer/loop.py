@@ -14,6 +14,7 @@ from .checkpoint import list_checkpoints, step_of
 from .feed import Feed
 from .guard import NonFiniteGuard
 from .log import RunLog
+from .lookahead import windows
 from .metrics import DelayedValues
 from .ranks import Ranks, peak_memory_gb
 from .schedule import rate_factor, scaled_rate
@@ -118,13 +119,13 @@ def _run(
         )
         waited, since, since_step = 0.0, now, step
 
-    batches = feed.batches() if trainer.step < total else iter(())
+    batches = windows(feed.batches() if trainer.step < total else iter(()), trainer.lookahead)
     while trainer.step < total:
         begin = time.perf_counter()
-        batch = next(batches)
+        batch, following = next(batches)
         waited += time.perf_counter() - begin
         rate = peak * rate_factor(trainer.step, total, config.optimiser)
-        values = trainer.train_step(batch, rate)
+        values = trainer.train_step(batch, rate, following)
         report(delayed.push(trainer.step, values))
         if trainer.step % every == 0 or trainer.step == total:
             report(delayed.flush())

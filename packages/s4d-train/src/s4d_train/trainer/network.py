@@ -56,7 +56,11 @@ def model_config(config: FitConfig) -> Sparse4DConfig:
     decoder, aggregation = base.decoder, base.aggregation
     if model.dropout is not None:
         decoder = dataclasses.replace(decoder, dropout=model.dropout)
-        aggregation = dataclasses.replace(aggregation, dropout=model.dropout)
+        aggregation = dataclasses.replace(
+            aggregation,
+            dropout=model.dropout,
+            output_dropout=min(model.dropout, aggregation.output_dropout),
+        )
     return base.replace(
         decoder=decoder,
         aggregation=aggregation,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from s4d_core import (
     DenoisingQueries,
+    Observation,
     Sparse4D,
     Sparse4DConfig,
     Sparse4DOutput,
@@ -103,6 +104,7 @@ def forward_losses(
     past: TemporalState,
     config: LossConfig,
     draws: Draws,
+    future: Sequence[Observation] = (),
 ) -> tuple[dict[str, Tensor], TemporalState]:
     """All losses of a step, and the temporal state after it.
 
@@ -114,6 +116,7 @@ def forward_losses(
         past: state after the step before.
         config: weights of the objective.
         draws: chooses the denoising groups that live on.
+        future: frames to come, the nearest first, for models that sample them.
     """
     noisy, groups = targets.noisy, config.denoising.groups
     model = _model_config(module)
@@ -135,7 +138,7 @@ def forward_losses(
         past.model,
         queries,
         batch.focal if batch.depth else None,
-        *_known_boxes(model, targets.truth, images.dtype),
+        *_further(model, targets.truth, images.dtype, future),
     )
 
     after = noisy
@@ -205,17 +208,20 @@ def _model_config(module: object) -> Sparse4DConfig:
     return inner.model.config
 
 
-def _known_boxes(model: Sparse4DConfig, truth: GroundTruth, dtype: torch.dtype) -> tuple[Any, ...]:
-    """Further arguments for models that learn at which distance an object is: its (B, G, 11) box.
+def _further(
+    model: Sparse4DConfig, truth: GroundTruth, dtype: torch.dtype, future: Sequence[Observation]
+) -> tuple[Any, ...]:
+    """Further arguments of the model: frames to come, and (B, G, 11) boxes of objects.
 
-    Without objects in the batch a row of padding stands in: a loss of 0 through every weight.
+    The boxes are for models that learn at which distance an object is. Without objects in the
+    batch a row of padding stands in: a loss of 0 through every weight.
     """
     if model.depth_reweight is None:
-        return ()
+        return (False, tuple(future)) if future else ()
     box = pad(truth.target.nan_to_num(nan=0.0), (0, 1)).to(dtype)
     if box.shape[1] == 0:
         box = box.new_zeros(box.shape[0], 1, box.shape[2])
-    return (False, (), box)
+    return (False, tuple(future), box)
 
 
 def finite_state(state: TemporalState) -> TemporalState:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from .checkpoint import (
 from .gradients import average_gradients, same_start
 from .graphs import GraphedModule
 from .guard import GradientScale, StatisticsBackup, clip_gradients
+from .lookahead import observed
 from .network import build_network
 from .optimiser import build_optimiser, guarded_step, set_rate
 from .precision import Precision
@@ -87,8 +89,19 @@ class Trainer:
         torch.manual_seed(run.seed + 1000 * (ranks.rank + 1))
         self.draws = GeneratorDraws(run.seed + 1000 * (ranks.rank + 1) + 1)
 
-    def train_step(self, batch: Batch, rate: float) -> dict[str, Tensor]:
-        """One step on a batch from the loader; returns losses and gradient norm, on the device."""
+    @property
+    def lookahead(self) -> int:
+        """Batches after the present one that a step needs."""
+        queue = self.model.config.queue
+        return queue.length if queue is not None and queue.frames == "future" else 0
+
+    def train_step(
+        self, batch: Batch, rate: float, following: Sequence[Batch] = ()
+    ) -> dict[str, Tensor]:
+        """One step on a batch from the loader; returns losses and gradient norm, on the device.
+
+        `following` are the next `lookahead` batches.
+        """
         self.statistics.keep(self.step + 1)
         targets = make_targets(batch, self.loss, self.draws, self.device)
         batch = batch.to(self.device, non_blocking=True)
@@ -96,8 +109,9 @@ class Trainer:
         if self.config.run.reset_sequences:
             past = past.reset(batch.sequence_start)
         images = self.prepare(batch)
+        future = observed(self.model, following, self.prepare, self.device)
         losses, self.temporal = forward_losses(
-            self.module, images, batch, targets, past, self.loss, self.draws
+            self.module, images, batch, targets, past, self.loss, self.draws, future
         )
         self.temporal = finite_state(self.temporal)
         total = torch.stack(list(losses.values())).sum()
