@@ -9,6 +9,7 @@ from fake_sparse import FakeProgram, FakeSparse
 from golden_lidar import golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lidar_layers import check_int8_layers
 from lidar_reference import calibrated_example, example_path, with_inverse
 
 from s4d_ops import sparse_cuda
@@ -101,6 +102,7 @@ def test_same_bits_as_on_the_cpu(device, frame, precision, change):
         np.testing.assert_array_equal(traced[name].features, rows.features[order])
     loose = cuda.trace(features, indices)
     assert len(loose) > len(traced)
+    assert check_int8_layers(cuda, features, indices, GRID) == (18 if precision == "int8" else 0)
 
 
 def test_frames_of_any_size_and_what_stays_reserved(device):

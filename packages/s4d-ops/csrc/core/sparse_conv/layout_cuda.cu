@@ -45,8 +45,8 @@ __global__ void add_kernel(AddTask task, int a_stride, int b_stride, int out_str
   const int c = static_cast<int>(at % out_stride);
   float value = 0.0f;
   if (c < task.channels) {
-    value = rounded(read(task.a, row * a_stride + c), task.a_range) +
-            rounded(read(task.b, row * b_stride + c), task.b_range);
+    value = rounded(read(task.a, row * a_stride + c), task.a_range);
+    if (task.b.data) value += rounded(read(task.b, row * b_stride + c), task.b_range);
     value = activated(value, task.activation, task.slope);
   }
   void* data = const_cast<void*>(task.output.data);

@@ -21,6 +21,7 @@ struct ConvertTask {
 cudaError_t convert_rows(const ConvertTask& task, cudaStream_t stream);
 
 // output = activation(q1(a) + q2(b)) on rows, any types; all strides padded_channels(type, channels).
+// Without b it activates and converts.
 struct AddTask {
   Features a, b;
   float a_range = 0.0f, b_range = 0.0f;  // 0: not rounded

@@ -14,7 +14,8 @@ from ..cuda.driver import Graph, Stream
 from ..errors import FrameError
 from .cuda_layout import Level, dense_end, site_levels
 from .cuda_memory import DeviceMemory, download
-from .cuda_program import BAD_VALUES, COUNTS, GIVEN, CudaProgram
+from .cuda_program import CudaProgram
+from .cuda_recording import BAD_VALUES, COUNTS, GIVEN
 from .cuda_weights import DeviceWeights
 from .nodes import LidarGraph, Triple
 from .plan import Plan

@@ -8,7 +8,8 @@ import numpy as np
 
 from ..cuda.driver import Stream
 from .cuda_memory import download
-from .cuda_program import COUNTS, Inputs
+from .cuda_program import Inputs
+from .cuda_recording import COUNTS
 from .cuda_reserve import Reservation
 from .cuda_weights import DeviceWeights
 from .device_tensor import DeviceView
