@@ -1,5 +1,6 @@
 """Fast inference with PyTorch: `compile_inference`."""
 
-from .compiled import CompiledModel, compile_inference
+from .build import compile_inference
+from .compiled import CompiledModel
 
 __all__ = ["CompiledModel", "compile_inference"]

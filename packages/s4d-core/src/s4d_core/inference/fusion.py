@@ -16,7 +16,13 @@ from torch import Tensor, fx, nn
 
 from ..model import Sparse4D
 
-__all__ = ["fuse_map_steps", "fused_convolution", "image_graph", "widen_input"]
+__all__ = [
+    "fuse_map_steps",
+    "fused_convolution",
+    "image_graph",
+    "split_convolutions",
+    "widen_input",
+]
 
 _CONVOLUTION = torch.ops.aten.conv2d.default
 _NORM = torch.ops.aten.batch_norm.default
@@ -62,9 +68,11 @@ def fused_convolution(
         if residual is None:
             return torch.cudnn_convolution_relu(x, weight, bias, *shape)
         return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, *shape)
+    half = x.dtype == torch.float16
     pointwise = weight.shape[2:] == (1, 1) and stride == [1, 1] and padding == [0, 0]
     if (
         x.is_cuda
+        and half
         and pointwise
         and groups == 1
         and x.is_contiguous(memory_format=torch.channels_last)
@@ -137,6 +145,26 @@ def fuse_map_steps(graph: fx.GraphModule) -> None:
             if isinstance(other, fx.Node) and other.target == _UPSAMPLE and len(other.users) == 1:
                 _call(graph, node, add_upsampled, (fine, other.args[0]))
                 break
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def split_convolutions(graph: fx.GraphModule) -> None:
+    """Make every float32 convolution the sum of three TF32 products. Needs Triton."""
+    from .fused_maps import split_channels, split_weight
+
+    parts: dict[fx.Node, fx.Node] = {}
+    for node in list(graph.graph.nodes):
+        if node.target is not fused_convolution or node.args[-1] != 1:
+            continue
+        image, weight_node, *rest = node.args
+        weight = _value(graph, weight_node)
+        assert weight is not None
+        if image not in parts:
+            with graph.graph.inserting_after(image):
+                parts[image] = graph.graph.call_function(split_channels, (image,))
+        split = _constant(graph, f"{node.name}_split", split_weight(weight), node)
+        node.args = (parts[image], split, *rest)
     graph.graph.eliminate_dead_code()
     graph.recompile()
 

@@ -17,7 +17,16 @@ from torch import Tensor, nn
 
 from ..attention import Attention
 
-__all__ = ["HALF_MODULES", "HalfRule", "cast_at_boundaries", "is_half", "to_half", "use_tf32"]
+__all__ = [
+    "HALF_MODULES",
+    "HalfRule",
+    "LinearReLU",
+    "cast_at_boundaries",
+    "is_half",
+    "join_relu",
+    "to_half",
+    "use_tf32",
+]
 
 
 @dataclass(frozen=True)
@@ -62,29 +71,61 @@ def cast_at_boundaries(model: nn.Module) -> None:
     So types change exactly where a half part meets a float32 part, and nothing else needs to know.
     """
     for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.LayerNorm, Attention)):
-            module.register_forward_pre_hook(_cast_inputs)
+        if isinstance(module, Attention):
+            module.register_forward_pre_hook(_cast_attention)
+        elif isinstance(module, (nn.Linear, nn.LayerNorm, LinearReLU)):
+            module.register_forward_pre_hook(_cast_input)
 
 
-def _cast_inputs(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    weight = module.in_proj_weight if isinstance(module, Attention) else module.weight
-    assert isinstance(weight, Tensor)
-    cast: dict[int, Tensor] = {}  # attention projects key and query at once if they are one tensor
-    result = []
-    for value in args:
-        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != weight.dtype:
-            if id(value) not in cast:
-                cast[id(value)] = value.to(weight.dtype)
-            value = cast[id(value)]
-        result.append(value)
-    return tuple(result)
+def _cast_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    assert isinstance(module.weight, Tensor)
+    return (args[0].to(module.weight.dtype), *args[1:])
+
+
+def _cast_attention(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    assert isinstance(module, Attention)
+    dtype = module.in_proj_weight.dtype
+    query, key, value, *rest = args
+    cast = query.to(dtype)
+    # Attention projects query and key at once if they are one tensor.
+    return (cast, cast if key is query else key.to(dtype), value.to(dtype), *rest)
+
+
+class LinearReLU(nn.Module):
+    """A linear layer and the ReLU after it in one product, on CUDA."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        flat = x.reshape(-1, x.shape[-1])
+        out = torch._addmm_activation(self.bias, flat, self.weight.t())
+        return out.reshape(*x.shape[:-1], out.shape[-1])
+
+
+def join_relu(model: nn.Module) -> int:
+    """Make one layer of every Linear and the ReLU right after it, in place. Returns how many."""
+    count = 0
+    for parent in list(model.modules()):
+        if not isinstance(parent, nn.Sequential):
+            continue
+        for i in range(len(parent) - 1):
+            first = parent[i]
+            if isinstance(first, nn.Linear) and isinstance(parent[i + 1], nn.ReLU):
+                parent[i], parent[i + 1] = LinearReLU(first), nn.Identity()
+                count += 1
+    return count
 
 
 @contextmanager
-def use_tf32(allowed: bool) -> Iterator[None]:
+def use_tf32(products: bool, convolutions: bool | None = None) -> Iterator[None]:
     """Inside, float32 products on CUDA may use TF32, or may not; sums of half products are float32.
 
-    torch allows TF32 in convolutions unless told otherwise.
+    Args:
+        products: of matrices.
+        convolutions: None: as `products`. torch allows TF32 there unless told otherwise.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = (
@@ -93,7 +134,8 @@ def use_tf32(allowed: bool) -> Iterator[None]:
         matmul.allow_fp16_reduced_precision_reduction,
         cudnn.benchmark,
     )
-    matmul.allow_tf32 = cudnn.allow_tf32 = allowed
+    matmul.allow_tf32 = products
+    cudnn.allow_tf32 = products if convolutions is None else convolutions
     matmul.allow_fp16_reduced_precision_reduction = False
     cudnn.benchmark = True
     try:
