@@ -176,6 +176,7 @@ class FakeProgram:
         self, indices: int, count: int, capacity: int, site_map: Any, features: Any, channels: int,
         out: Any, order: int,
     ) -> None:  # fmt: skip
+        assert features[0] and indices  # as the real one, which takes no null pointers
         grid, memory, _ = site_map
         number = min(int(ints(count, 1)[0]), capacity)
         rows = ints(indices, capacity, 4)[:number]

@@ -132,6 +132,10 @@ def test_device_arrays_are_read_and_written_in_place(device, frame):
     features, indices = frame
     cuda, cpu = engines(build_graph(read_onnx(example_path())), max_voxels=2000)
     want = cpu(features, indices)
+    empty = [OnDevice(a[:0]) for a in (features, indices)]
+    for array in empty:  # as torch's empty tensors
+        array.__cuda_array_interface__ = {**array.array.__array_interface__, "data": (0, False)}
+    assert not cuda(*empty).numpy().any()
     result = cuda(OnDevice(features), OnDevice(indices))
     assert isinstance(result, DeviceTensor) and result.__dlpack_device__() == (2, 0)
     np.testing.assert_array_equal(result.numpy(), want)

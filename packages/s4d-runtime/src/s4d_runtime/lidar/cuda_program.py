@@ -51,10 +51,11 @@ class CudaProgram(Recording):
         count = self.state + 4 * GIVEN
         source = self.plan.storage[self.graph.source]
         channels = self.graph.in_channels
-        program.check_finite(
-            inputs.features, inputs.dtype, count, inputs.capacity, channels,
-            source.dtype == "float16", self.state + 4 * BAD_VALUES,
-        )  # fmt: skip
+        if inputs.capacity:  # arrays without rows may have no address
+            program.check_finite(
+                inputs.features, inputs.dtype, count, inputs.capacity, channels,
+                source.dtype == "float16", self.state + 4 * BAD_VALUES,
+            )  # fmt: skip
         for buffer in {id(b): b for b, _ in self._maps}.values():
             if buffer.size:
                 program.clear(self._at(buffer), buffer.size)
@@ -74,10 +75,11 @@ class CudaProgram(Recording):
         program.guard_counts(
             self.state + 4 * COUNTS, levels, self.state + 4 * sparse_cuda.ROWS_LOST, self.needed
         )
-        program.place_rows(
-            inputs.indices, count, inputs.capacity, self._map(self.sites.levels[0]),
-            (inputs.features, inputs.dtype), channels, self._features(self.graph.source), 0,
-        )  # fmt: skip
+        if inputs.capacity:
+            program.place_rows(
+                inputs.indices, count, inputs.capacity, self._map(self.sites.levels[0]),
+                (inputs.features, inputs.dtype), channels, self._features(self.graph.source), 0,
+            )  # fmt: skip
         return program
 
     def tail(self, dense: int) -> Any:
