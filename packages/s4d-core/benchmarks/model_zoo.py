@@ -18,6 +18,7 @@ import importlib.util
 import json
 import os
 import platform
+import shutil
 import sys
 import tempfile
 import time
@@ -74,23 +75,31 @@ def small(config: Sparse4DConfig) -> Sparse4DConfig:
     return s4d_core.reduced_config(config, image_size=(64, 192)).replace(name=config.name)
 
 
+def pictures(config: Sparse4DConfig) -> Tensor:
+    """(1, N, H, W, 3) uint8: smooth random pictures with a little noise, as roll-outs show."""
+    draw = torch.Generator().manual_seed(0)
+    cameras, (height, width) = config.num_cameras, config.image.size
+    coarse = torch.rand(cameras, 3, height // 16, width // 16, generator=draw) * 255
+    smooth = nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+    noisy = smooth + torch.randn(smooth.shape, generator=draw) * 6
+    return noisy.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)[None]
+
+
 def prepared(config: Sparse4DConfig, device: str) -> Sparse4D:
     """A model in eval mode with random weights that give moderate values."""
     torch.manual_seed(0)
     with torch.device(device):
         model = s4d_core.build_model(config)
-    # On the host, where constants come from.
-    height, width = config.image.size
+    model = model.to(device).eval()
     for module in model.modules():
         if isinstance(module, DeformConv2d):  # offsets of about a pixel instead of none
             nn.init.normal_(module.conv_offset.weight, std=0.01)
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
             module.train()
-    images = torch.randn(1, config.num_cameras, 3, height, width, device=device)
     with torch.no_grad():
-        model.backbone(images.flatten(0, 1))
-    return model.to(device).eval()
+        model.pyramid(model.normalise(pictures(config).to(device)))
+    return model.eval()
 
 
 def inputs(config: Sparse4DConfig, device: str, step: int) -> dict[str, Tensor]:
@@ -129,10 +138,8 @@ def gigabytes(device: str) -> float | None:
 
 def inference(config: Sparse4DConfig, device: str, frames: int) -> Part:
     """Frames per second of `Sparse4D.forward` in float32 and in bfloat16, state fed back."""
-    if device == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
     model = prepared(config, device)
+    torch.cuda.empty_cache()
     future: list[Any] = []
     shown = [inputs(config, device, i) for i in range(2)]
     result: Part = {}
@@ -141,7 +148,7 @@ def inference(config: Sparse4DConfig, device: str, frames: int) -> Part:
         with torch.no_grad(), torch.autocast(device, dtype or torch.bfloat16, dtype is not None):
             if config.queue is not None and config.queue.frames == "future":
                 # Maps of later frames: each is computed once and looked at from several.
-                seen = [
+                future = [
                     model.observe(
                         **{
                             k: v
@@ -151,10 +158,11 @@ def inference(config: Sparse4DConfig, device: str, frames: int) -> Part:
                     )
                     for i in range(config.queue.length)
                 ]
-                future = [replace(s, timestamp=s.timestamp) for s in seen]
             times = []
             for i in range(frames + 3):
                 wait(device)
+                if i == 3 and device == "cuda":  # without the trials of the first convolutions
+                    torch.cuda.reset_peak_memory_stats()
                 start = time.perf_counter()
                 frame = {**shown[i % 2]}
                 frame["timestamp"] = torch.full_like(frame["timestamp"], 0.5 * min(i, 8))
@@ -185,7 +193,9 @@ def training(config: Sparse4DConfig, device: str, batch: int | None, steps: int)
     name = config.name
     recipe = get_recipe("sparse4dv3_r50_256x704" if name == "sparse4dv3_r50" else name)
     run = replace(recipe.run, batch=batch or recipe.run.batch, workers=0)
-    recipe = replace(recipe, run=run)
+    start = Path(tempfile.mkdtemp())
+    s4d_core.save_checkpoint(prepared(config, device), start)
+    recipe = replace(recipe, run=run, model=replace(recipe.model, init=str(start)))
     if config != s4d_core.get_config(name):
         folder = Path(tempfile.mkdtemp())
         (folder / "model.json").write_text(json.dumps({"model": config.to_dict()}))
@@ -198,10 +208,15 @@ def training(config: Sparse4DConfig, device: str, batch: int | None, steps: int)
     args = argparse.Namespace(
         objects=OBJECTS, steps=steps, warmup=4, overrides=[], profile=False, rows=0
     )
-    with started("" if device == "cuda" else device) as ranks:
-        found = tool.measure(recipe, ranks, args)
-    if found["loss"] != found["loss"]:
+    for precision in dict.fromkeys((recipe.run.precision, "bf16")):  # random weights overflow
+        recipe = replace(recipe, run=replace(recipe.run, precision=precision))
+        with started("" if device == "cuda" else device) as ranks:
+            found = tool.measure(recipe, ranks, args)
+        if found["loss"] == found["loss"]:
+            break
+    else:
         raise RuntimeError("the loss is not a number")
+    shutil.rmtree(start)
     return {
         "batch": found["batch_per_rank"],
         "seconds": found["seconds_per_step"],
@@ -213,15 +228,15 @@ def training(config: Sparse4DConfig, device: str, batch: int | None, steps: int)
 
 
 def export_and_roll(
-    config: Sparse4DConfig, device: str, frames: int, threads: int, folder: str
+    config: Sparse4DConfig, frames: int, threads: int, folder: str
 ) -> dict[str, Part]:
     """Export with the plug-in operator, then ONNX Runtime on the CPU against torch, state fed back.
 
     Runs in a process of its own.
     """
     torch.set_num_threads(threads)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     parts: dict[str, Part] = {}
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the GPU belongs to the measurements
     try:
         from s4d_export import build_manifest, export_graph, random_frames, save_artifact
         from s4d_export.comparison import TOLERANCES, Comparison
@@ -229,8 +244,7 @@ def export_and_roll(
         from s4d_runtime.artifact import read_artifact
 
         start = time.perf_counter()
-        # Weights made where torch will run them, traced on the CPU.
-        model = prepared(config, device).cpu()
+        model = prepared(config, "cpu")
         begin = time.perf_counter()
         graph = export_graph(model, "plugin")
         path = Path(folder) / f"{config.name}.s4d"
@@ -247,9 +261,11 @@ def export_and_roll(
             return parts
         with read_artifact(path) as opened:
             engine = EngineRunner(opened, "onnxruntime-cpu", threads)
-        torch_side = TorchRunner(model, device)
+        torch_side = TorchRunner(model)
         # Of random weights: rounding moves single boxes by millimetres.
         comparison = Comparison(replace(TOLERANCES["fp32"], boxes=BOX_LIMIT))
+        if config.queue is not None and config.queue.frames == "future":
+            frames += config.queue.length  # the graph answers that many frames later
         for frame in random_frames(config, frames):
             expected, got = torch_side.step(frame), engine.step(frame)
             comparison.add(expected, got)
@@ -315,12 +331,11 @@ def attempt(what: str, work: Callable[[], Part]) -> Part:
 
 def about(device: str, workers: int, threads: int) -> str:
     name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "CPU"
-    where = "GPU" if device == "cuda" else "CPU"
     version = torch.__version__.split("+")[0]
     return f"""On {name}, torch {version}, random weights. Inference: batch 1,
 `Sparse4D.forward` without graphs or compilation, median; memory is torch's peak. Training: whole
 steps of the recipe with {OBJECTS} objects per sample. ONNX Runtime: CPU provider, {threads} threads
-({workers} such processes beside the measurements), compared with torch on the {where} in float32
+({workers} such processes beside the measurements), compared with torch on the CPU in float32
 over frames with state fed back."""
 
 
@@ -364,12 +379,11 @@ def main() -> int:
                 jobs[name] = pool.submit(
                     export_and_roll,
                     configs[name],
-                    args.device,
                     0 if name in args.export_only.split(",") else args.frames,
                     args.threads,
                     folder,
                 )
-        for name in sorted(names, key=_work):
+        for name in sorted(names, key=lambda n: (n not in BATCHES, -_work(n))):
             row = models.setdefault(name, {})
             config = configs[name]
             if "inference" in parts:

@@ -96,6 +96,10 @@ def load_plan(path: str | None, precision: str) -> PrecisionPlan | None:
 DEFAULT_PLAN = PrecisionPlan(
     (
         Rule("backbone*", "fp16", "convolutions: most of the time, values of moderate range"),
+        # Deformable convolution: a half holds positions in an image to a twentieth of a pixel.
+        Rule("backbone*.conv2*", "fp32", "sampling positions of deformable convolution"),
+        Rule("backbone*.conv2/Conv*", "fp16", "the same layer where it is a plain convolution"),
+        Rule("backbone*.conv2/MatMul*", "fp16", "deformable convolution after sampling"),
         Rule("neck*", "fp16", "convolutions"),
         Rule("head.instance_attention*", "fp16", "matrix products of attention"),
         Rule("head.layers.*_attention*", "fp16", "attention; the query is scaled before q k^T"),
