@@ -36,6 +36,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--backend", default="auto", help="engine (artifacts)")
     parser.add_argument("--device", default="", help="such as cpu or cuda:1 (default: automatic)")
+    parser.add_argument(
+        "--tracking-threshold",
+        type=float,
+        default=0.2,
+        help="boxes with a lower score are not tracked (default: 0.2)",
+    )
     parser.add_argument("--no-tracking", action="store_true", help="detection metrics only")
     parser.add_argument("--no-metrics", action="store_true", help="only write the result files")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
@@ -66,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         precision=args.precision,
         backend=args.backend,
         tracking=not args.no_tracking,
+        tracking_threshold=args.tracking_threshold,
         metrics=not args.no_metrics,
         show=not args.no_progress,
     )

@@ -34,6 +34,7 @@ class EvalOptions:
         batch, workers, precision: of a checkpoint, see `predict_checkpoint`.
         backend: of an artifact.
         tracking: evaluate tracking too.
+        tracking_threshold: boxes with a lower score are left out of the tracking results.
         metrics: compute metrics; False only writes the results.
     """
 
@@ -47,6 +48,7 @@ class EvalOptions:
     precision: str = "fp32"
     backend: str = "auto"
     tracking: bool = True
+    tracking_threshold: float = 0.2
     metrics: bool = True
     show: bool = True
 
@@ -76,7 +78,9 @@ def evaluate(source: Path, options: EvalOptions, ranks: Ranks) -> dict[str, Any]
         if not ranks.first:
             return {}
         parts = [options.out / f"found_{rank}.npz" for rank in range(ranks.world)]
-        files = write_submission(Found.load(parts), index, split, names, options.out)
+        files = write_submission(
+            Found.load(parts), index, split, names, options.out, options.tracking_threshold
+        )
         for file in parts:
             file.unlink()
     if not ranks.first or not options.metrics:

@@ -13,11 +13,17 @@ from .found import Found
 
 
 def write_submission(
-    found: Found, index: DriveIndex, split: str | None, class_names: Sequence[str], folder: Path
+    found: Found,
+    index: DriveIndex,
+    split: str | None,
+    class_names: Sequence[str],
+    folder: Path,
+    tracking_threshold: float = 0.2,
 ) -> tuple[Path, Path]:
     """Writes `detection.json` and `tracking.json` with every keyframe of the split.
 
-    A keyframe without detections gets an empty list.
+    A keyframe without detections gets an empty list. Boxes with a score below
+    `tracking_threshold` are detections, but are not tracked.
 
     Raises:
         EvaluationError: s4d-runtime, which has the writer, is not installed.
@@ -30,7 +36,7 @@ def write_submission(
             "writing nuScenes results needs s4d-runtime; install s4d-train[runtime]."
         ) from None
     folder.mkdir(parents=True, exist_ok=True)
-    with SubmissionWriter(folder, class_names) as writer:
+    with SubmissionWriter(folder, class_names, tracking_threshold) as writer:
         for row in index.samples(split):
             token = index.token[row].decode()
             sample = Sample(
