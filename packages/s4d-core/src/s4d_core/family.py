@@ -81,6 +81,7 @@ def sparse4dv3_tiny() -> Sparse4DConfig:
         num_anchors=300,
         num_temporal=200,
         num_output=200,
+        legacy_yaw_order=False,
     )
 
 
