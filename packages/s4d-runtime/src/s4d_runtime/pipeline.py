@@ -6,14 +6,13 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from s4d_ops.image import ResizeCrop, plan_resize_crop
+from s4d_ops.image import ResizeCrop
 
 from .artifact import Artifact, Manifest, read_artifact
 from .backends import Backend, EngineOptions, load_backend
@@ -23,7 +22,9 @@ from .errors import BackendError, BadOutputError, FrameError, ImageError
 from .frame import Detections, Frame
 from .geometry import lidar2img
 from .image_input import PreparedImage
+from .plans import ResizePlans
 from .policy import FramePolicy
+from .report import FrameReport
 from .stats import Stats, StopWatch
 from .timeline import Step, Timeline
 from .track_ids import RENUMBER_ABOVE, TrackIds
@@ -33,26 +34,7 @@ __all__ = ["FrameReport", "Pipeline"]
 log = logging.getLogger("s4d_runtime")
 log.addHandler(logging.NullHandler())  # silent until the application sets logging up
 
-MAX_UPSCALING = 16.0
 ID_STATE, ID_COUNTER = "state_track_id", "state_id_counter"
-
-
-@dataclass(frozen=True)
-class FrameReport:
-    """What happened to the last frame.
-
-    Attributes:
-        outcome: ``"ok"``, ``"first"``, ``"reset"``, ``"skipped"`` or ``"error"``.
-        cause: a name of ``policy.CAUSES``, ``"clock_set"``, ``"bad_output"``, ``"backend"`` or
-            None.
-        message: the error's text, or empty.
-        milliseconds: time per stage.
-    """
-
-    outcome: str
-    cause: str | None = None
-    message: str = ""
-    milliseconds: dict[str, float] = field(default_factory=dict)
 
 
 class Pipeline:
@@ -82,7 +64,7 @@ class Pipeline:
         self._timeline = Timeline(policy, self.manifest.thresholds.max_time_interval)
         self._ids = TrackIds()
         self._calibrations = CalibrationMemory()
-        self._plans: dict[tuple[int, int], ResizeCrop] = {}
+        self._plans = ResizePlans(self.manifest.preprocessing.image_size)
         self._lock = threading.Lock()
 
     @classmethod
@@ -166,7 +148,7 @@ class Pipeline:
             if isinstance(checked, PreparedImage):
                 return checked
             height, width = checked.shape[:2]
-            plan = self._plan((height, width), names[index])
+            plan = self._plans.of((height, width), names[index])
         except Refusal as refusal:
             raise refusal.error from None
         return self._backend.prepare_image(index, checked, plan, self._threads)
@@ -247,26 +229,10 @@ class Pipeline:
                         "pipeline, got one of another camera or pipeline"
                     ),
                 )
-        plans = [self._plan(size, name) for size, name in zip(checked.sizes, names, strict=True)]
+        plans = [
+            self._plans.of(size, name) for size, name in zip(checked.sizes, names, strict=True)
+        ]
         return checked, plans, self._timeline.judge(checked)
-
-    def _plan(self, size: tuple[int, int], camera: str) -> ResizeCrop:
-        plan = self._plans.get(size)
-        if plan is None:
-            network = self.manifest.preprocessing.image_size
-            plan = plan_resize_crop(size, network)
-            if plan.resize > MAX_UPSCALING:
-                raise Refusal(
-                    "bad_image",
-                    ImageError(
-                        f"expected the image of {camera} not to need more than "
-                        f"{MAX_UPSCALING:g} times enlargement to {network}, got {size}"
-                    ),
-                )
-            if len(self._plans) >= 64:  # sizes that change all the time must not fill the memory
-                self._plans.clear()
-            self._plans[size] = plan
-        return plan
 
     def _fill(self, checked: CheckedFrame, plans: list[ResizeCrop], step: Step) -> None:
         """Write the graph's inputs. Poses were combined in float64; only the result is float32."""
