@@ -16,7 +16,7 @@ from .compiled import CompiledModel, Precision
 from .frame import Frame
 from .fusion import fuse_map_steps, image_graph, split_convolutions, widen_input
 from .images import ImageInput, NormalisedImages, RawImages
-from .precision import cast_at_boundaries, is_half, join_relu, to_half, use_tf32
+from .precision import cast_at_boundaries, is_half, to_half, use_tf32
 
 __all__ = ["compile_inference"]
 
@@ -71,8 +71,6 @@ def compile_inference(
     like, channels, last = _prepare_image_part(image_part, precision, on_gpu)
     if triton:
         _use_triton(copied, image_part)
-    if on_gpu:
-        join_relu(copied)
     cast_at_boundaries(copied)
     images: ImageInput
     if raw_size is None:

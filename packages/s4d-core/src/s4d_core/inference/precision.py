@@ -20,10 +20,8 @@ from ..attention import Attention
 __all__ = [
     "HALF_MODULES",
     "HalfRule",
-    "LinearReLU",
     "cast_at_boundaries",
     "is_half",
-    "join_relu",
     "to_half",
     "use_tf32",
 ]
@@ -73,7 +71,7 @@ def cast_at_boundaries(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Attention):
             module.register_forward_pre_hook(_cast_attention)
-        elif isinstance(module, (nn.Linear, nn.LayerNorm, LinearReLU)):
+        elif isinstance(module, (nn.Linear, nn.LayerNorm)):
             module.register_forward_pre_hook(_cast_input)
 
 
@@ -89,34 +87,6 @@ def _cast_attention(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]
     cast = query.to(dtype)
     # Attention projects query and key at once if they are one tensor.
     return (cast, cast if key is query else key.to(dtype), value.to(dtype), *rest)
-
-
-class LinearReLU(nn.Module):
-    """A linear layer and the ReLU after it in one product, on CUDA."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out)."""
-        flat = x.reshape(-1, x.shape[-1])
-        out = torch._addmm_activation(self.bias, flat, self.weight.t())
-        return out.reshape(*x.shape[:-1], out.shape[-1])
-
-
-def join_relu(model: nn.Module) -> int:
-    """Make one layer of every Linear and the ReLU right after it, in place. Returns how many."""
-    count = 0
-    for parent in list(model.modules()):
-        if not isinstance(parent, nn.Sequential):
-            continue
-        for i in range(len(parent) - 1):
-            first = parent[i]
-            if isinstance(first, nn.Linear) and isinstance(parent[i + 1], nn.ReLU):
-                parent[i], parent[i + 1] = LinearReLU(first), nn.Identity()
-                count += 1
-    return count
 
 
 @contextmanager
