@@ -1,7 +1,8 @@
 """The one place where the model calls the aggregation operator.
 
-By default that is the native operator of `s4d_ops.torch`. Inside `use_reference_op()` it is the
-plain PyTorch formula: for graphs of standard ONNX operators and for comparison.
+By default that is the native operator of `s4d_ops.torch`, on NPUs that of mx_driving. Inside
+`use_reference_op()` it is the plain PyTorch formula: for graphs of standard ONNX operators and for
+comparison.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .aggregation_npu import PACKAGES, device_operator
 
 __all__ = ["FeatureMaps", "deformable_aggregation", "use_reference_op"]
 
@@ -91,7 +94,14 @@ def deformable_aggregation(maps: FeatureMaps, locations: Tensor, weights: Tensor
     if maps.padded:
         locations = _padded_locations(locations, maps.sizes)
         weights = weights.flatten(3, 4).unsqueeze(4)
-    if _reference_depth:
+    on_npu = maps.feature.device.type in PACKAGES and not _reference_depth
+    if on_npu:
+        operator = device_operator(maps.feature, locations, weights)
+        if operator is not None:
+            return operator(
+                maps.feature, maps.spatial_shapes, maps.level_start_index, locations, weights
+            )
+    if _reference_depth or on_npu:
         from s4d_ops import reference
 
         # Numbers, not tensors: inside torch.export a tensor's values are not known.
