@@ -1,4 +1,7 @@
-"""v1, v2 and the offline model at tiny size: conversion, the queue of feature maps, export."""
+"""v1, v2 and the offline model at tiny size: conversion, and the queue of feature maps.
+
+s4d-export's tests export these models.
+"""
 
 from __future__ import annotations
 
@@ -182,39 +185,6 @@ def test_a_point_on_the_border_counts_half() -> None:
         taken = taken.permute(2, 0, 1).unflatten(-1, (8, 4))  # (40, 6, 8, 4)
         expected += (taken * weights[0, :, 0, :, i, :, None]).sum(1)
     torch.testing.assert_close(got[0], expected.flatten(1))
-
-
-@pytest.mark.parametrize("name", [V1, V2])
-def test_frame_can_be_exported(name: str) -> None:
-    """torch.export takes the whole frame; its program gives the same numbers on later frames."""
-    config = tiny(name)
-    model = build(config).float()
-    frame = {k: v.float() for k, v in rigid(1, 1).items()}
-    step = torch.eye(4).unsqueeze(0)
-    step[0, 0, 3] = -2.0
-    interval = torch.tensor([0.5])
-    bank = s4d_core.BankState.empty(config, 1)
-    arguments = (frame["images"], frame["lidar2img"], frame["image_wh"], step, interval)
-
-    class Step(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, images, lidar2img, image_wh, step, interval, bank):
-            out = self.model.frame(images, lidar2img, image_wh, step, interval, bank)
-            return out.cls[-1], out.box[-1], out.bank
-
-    with torch.no_grad():
-        program = torch.export.export(Step(), (*arguments, bank)).module()
-        other = bank
-        for k in range(3):
-            later = (frame["images"] + 0.1 * k, *arguments[1:])
-            expected = model.frame(*later, bank)
-            cls, box, other = program(*later, other)
-            torch.testing.assert_close(cls, expected.cls[-1], rtol=1e-4, atol=1e-4)
-            torch.testing.assert_close(box, expected.box[-1], rtol=1e-4, atol=1e-4)
-            bank = expected.bank
 
 
 def test_v1_master_file_converts(tmp_path: Path) -> None:
