@@ -162,6 +162,12 @@ def test_a_failed_capture_leaves_ordinary_runs(trt: Any, engine: Path, driver: F
         assert "without CUDA graphs: cuStreamEndCapture" in loaded.backend_choice
 
 
+def test_a_device_that_is_not_there(trt: Any, engine: Path) -> None:
+    for number in (1, -1):
+        with pytest.raises(BackendUnavailableError, match=f"device of 0 to 0, got {number}"):
+            Pipeline.load(engine, device=number)
+
+
 def test_engines_that_do_not_fit(trt: Any, engine: Path, tmp_path: Path) -> None:
     other = write_artifact(tmp_path / "o.s4d", tiny_manifest(kind="engine"), {"model.engine": b"x"})
     with pytest.raises(BackendError, match=r"magic tag does not match.*s4d-export engine"):

@@ -32,7 +32,7 @@ _OUT_OF_MEMORY = 2
 # After these the context is lost for good: every later call of the process gives them again.
 _STICKY = {
     *(214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721),  # faults on the device
-    *(4, 46, 100, 101, 999),  # driver gone, device not there, unknown
+    *(4, 999),  # driver gone, unknown
 }
 _EVENT_DISABLE_TIMING = 2
 _STREAM_NON_BLOCKING = 1
@@ -44,9 +44,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuDeviceGetCount": (ctypes.POINTER(c_int),),
     "cuDeviceGet": (ctypes.POINTER(c_int), c_int),
     "cuDeviceGetName": (c_char_p, c_int, c_int),
-    "cuDeviceGetAttribute": (ctypes.POINTER(c_int), c_int, c_int),
     "cuDevicePrimaryCtxRetain": (_pp, c_int),
-    "cuDevicePrimaryCtxRelease_v2": (c_int,),
     "cuCtxSetCurrent": (_p,),
     "cuMemGetInfo_v2": (ctypes.POINTER(c_size_t), ctypes.POINTER(c_size_t)),
     "cuMemAlloc_v2": (ctypes.POINTER(c_uint64), c_size_t),
@@ -70,7 +68,6 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuEventCreate": (_pp, c_uint),
     "cuEventDestroy_v2": (_p,),
     "cuEventRecord": (_p, _p),
-    "cuEventSynchronize": (_p,),
     "cuEventElapsedTime": (ctypes.POINTER(c_float), _p, _p),
     "cuGetErrorName": (c_int, ctypes.POINTER(c_char_p)),
     "cuGetErrorString": (c_int, ctypes.POINTER(c_char_p)),
@@ -79,7 +76,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 
 @cache
 def _library() -> Any:
-    library = ctypes.CDLL(os.environ.get("S4D_CUDA_DRIVER", LIBRARY))
+    library = ctypes.CDLL(LIBRARY)
     for name, types in _SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes, function.restype = types, c_int
@@ -149,7 +146,12 @@ class Device:
         problem = cuda_device_problem()
         if problem is not None:
             raise BackendUnavailableError(problem)
-        number, context = c_int(), c_void_p()
+        count, number, context = c_int(), c_int(), c_void_p()
+        call("cuDeviceGetCount", byref(count))
+        if not 0 <= index < count.value:
+            raise BackendUnavailableError(
+                f"expected a CUDA device of 0 to {count.value - 1}, got {index}"
+            )
         call("cuDeviceGet", byref(number), index)
         call("cuDevicePrimaryCtxRetain", byref(context), number)
         self.index = index
@@ -167,14 +169,6 @@ class Device:
         text = ctypes.create_string_buffer(128)
         call("cuDeviceGetName", text, len(text), self._number)
         return text.value.decode()
-
-    @property
-    def capability(self) -> tuple[int, int]:
-        """Compute capability, (major, minor)."""
-        value = [c_int(), c_int()]
-        for target, attribute in zip(value, (75, 76), strict=True):
-            call("cuDeviceGetAttribute", byref(target), attribute, self._number)
-        return value[0].value, value[1].value
 
     def memory(self) -> tuple[int, int]:
         """(free, total) bytes of the device, all processes counted."""
