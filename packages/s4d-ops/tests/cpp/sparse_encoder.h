@@ -52,48 +52,81 @@ class Encoder {
                               grouped ? columns_.back().get() : nullptr});
     }
     int64_t widest = 0;
-    for (int i = 0; i < kLevels; ++i) widest = std::max(widest, capacity[i] * width(i) * 2);
+    for (int i = 0; i < kLevels; ++i) {
+      const bool codes = int8 && i > 0 && i < 4;  // rows of level 0 are 32 bytes in both
+      widest = std::max(widest, capacity[i] * width(i) * (codes ? 1 : 2));
+    }
     for (auto& f : features_) f = Array<char>(widest);
     dense_ = Array<__half>(size_t{256} * 180 * 180 * batch);
+    OK(cudaStreamCreateWithFlags(&beside_, cudaStreamNonBlocking));
+    for (cudaEvent_t* event : {&start_, &sites_, &tables_done_}) {
+      OK(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
+    }
     plan(seed);
   }
+  ~Encoder() {
+    cudaDeviceSynchronize();
+    cudaStreamDestroy(beside_);
+    for (const cudaEvent_t event : {start_, sites_, tables_done_}) cudaEventDestroy(event);
+  }
 
-  // Sites, tables and the network; `stage` -1: all, else one of them.
+  // The whole encoder on one stream.
   void enqueue(const int32_t* indices, const __half* features, const int32_t* count,
-               int64_t capacity, cudaStream_t s, int stage = -1) {
-    if (stage < 0 || stage == 0) {
-      OK(cudaMemsetAsync(errors_, 0, errors_.size() * 4, s));
-      OK(cudaMemsetAsync(maps_, 0, maps_.size(), s));
+               int64_t capacity, cudaStream_t s) {
+    OK(cudaMemsetAsync(errors_, 0, errors_.size() * 4, s));
+    OK(cudaMemsetAsync(maps_, 0, maps_.size(), s));
+    OK(dev::build_sites(indices, count, capacity, levels_, kLevels, true, errors_, s));
+    for (int which = 2; which < 6; ++which) stage(which, indices, features, count, capacity, s);
+  }
+
+  // The same on two: what the first level does not need is built beside it.
+  void enqueue_beside(const int32_t* indices, const __half* features, const int32_t* count,
+                      int64_t capacity, cudaStream_t s) {
+    const auto first = static_cast<size_t>(
+        dev::site_map_bytes(levels_[0].map.grid));
+    OK(cudaMemsetAsync(errors_, 0, errors_.size() * 4, s));
+    OK(cudaEventRecord(start_, s));
+    OK(cudaStreamWaitEvent(beside_, start_, 0));
+    OK(cudaMemsetAsync(maps_ + first, 0, maps_.size() - first, beside_));
+    OK(dev::extend_sites(indices, count, capacity, levels_, kLevels, true, errors_, beside_));
+
+    OK(cudaMemsetAsync(maps_, 0, first, s));
+    OK(dev::build_sites(indices, count, capacity, levels_, 1, true, errors_, s));
+    OK(cudaEventRecord(sites_, s));
+    OK(cudaStreamWaitEvent(beside_, sites_, 0));
+    OK(dev::build_tables(table_tasks_.data() + 1, static_cast<int>(table_tasks_.size()) - 1,
+                         beside_));
+    OK(cudaEventRecord(tables_done_, beside_));
+
+    OK(dev::build_tables(table_tasks_.data(), 1, s));
+    place(indices, features, count, capacity, s);
+    for (size_t i = 0; i < layers_.size(); ++i) {
+      auto layer = layers_[i];
+      if (i == 5) {
+        OK(cudaStreamWaitEvent(s, tables_done_, 0));
+        layer.overlap = false;
+      }
+      OK(dev::convolve(layer, s));
     }
-    if (stage < 0 || stage == 1) {
-      OK(dev::build_sites(indices, count, capacity, levels_, kLevels, true, errors_, s));
+    scatter(s);
+  }
+
+  // One stage alone, for measurements: 0 to 5 are clear, sites (which clear too), tables, place,
+  // network, dense.
+  void stage(int which, const int32_t* indices, const __half* features, const int32_t* count,
+             int64_t capacity, cudaStream_t s) {
+    if (which == 0) OK(cudaMemsetAsync(maps_, 0, maps_.size(), s));
+    if (which == 1) {
+      OK(dev::build_sites(indices, count, capacity, levels_, kLevels, false, errors_, s));
     }
-    if (stage < 0 || stage == 2) {
+    if (which == 2) {
       OK(dev::build_tables(table_tasks_.data(), static_cast<int>(table_tasks_.size()), s));
     }
-    if (stage < 0 || stage == 3) {
-      dev::PlaceTask place;
-      place.indices = indices;
-      place.count = count;
-      place.capacity = capacity;
-      place.map = levels_[0].map;
-      place.features = features;
-      place.channels = 5;
-      place.out = features_[0];
-      OK(dev::place_rows(place, s));
-    }
-    if (stage < 0 || stage == 4) {
+    if (which == 3) place(indices, features, count, capacity, s);
+    if (which == 4) {
       for (const auto& layer : layers_) OK(dev::convolve(layer, s));
     }
-    if (stage < 0 || stage == 5) {
-      dev::DenseTask task;
-      task.map = levels_[4].map;
-      task.capacity = capacity_[4];
-      task.features = layers_.back().output;
-      task.stride = task.channels = 128;
-      task.dense = dense_;
-      OK(dev::scatter_dense(task, s));
-    }
+    if (which == 5) scatter(s);
   }
 
   const std::vector<dev::ConvolutionTask>& layers() const { return layers_; }
@@ -121,6 +154,29 @@ class Encoder {
   static int width(int level) { return level < 4 ? 16 << level : 128; }
 
  private:
+  void place(const int32_t* indices, const __half* features, const int32_t* count,
+             int64_t capacity, cudaStream_t s) {
+    dev::PlaceTask task;
+    task.indices = indices;
+    task.count = count;
+    task.capacity = capacity;
+    task.map = levels_[0].map;
+    task.features = features;
+    task.channels = 5;
+    task.out = features_[0];
+    OK(dev::place_rows(task, s));
+  }
+
+  void scatter(cudaStream_t s) {
+    dev::DenseTask task;
+    task.map = levels_[4].map;
+    task.capacity = capacity_[4];
+    task.features = layers_.back().output;
+    task.stride = task.channels = 128;
+    task.dense = dense_;
+    OK(dev::scatter_dense(task, s));
+  }
+
   void plan(unsigned seed) {
     std::mt19937 rng(seed);
     int at = 0;  // feature buffer that holds the current rows
@@ -200,6 +256,8 @@ class Encoder {
   }
 
   bool int8_, grouped_;
+  cudaStream_t beside_;
+  cudaEvent_t start_, sites_, tables_done_;
   std::vector<int64_t> capacity_;
   Array<int32_t> errors_, counts_;
   Array<char> maps_;

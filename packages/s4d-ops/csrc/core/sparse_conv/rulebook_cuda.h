@@ -15,7 +15,8 @@ struct TableTask {
   GeometryView geometry;
   int32_t* table = nullptr;            // (volume, capacity), written; -1 beyond the count
   // May be null. (capacity): table column j then serves output row columns[j]; nearby rows with
-  // the same neighbours stand together, which makes convolutions faster. Hand it to them too.
+  // the same neighbours stand together. Hand it to convolutions too. They skip more then, but for
+  // CenterPoint on an H200 that saved less (4 us) than it cost here (36 us): null is the faster.
   int32_t* columns = nullptr;
 };
 
