@@ -1,9 +1,12 @@
-"""Torch against ONNX Runtime at a model's real size: errors, and milliseconds per frame.
+"""Torch against the runtime's engines at a model's real size: errors, and milliseconds per frame.
 
-    python benchmarks/parity.py --model sparse4dv3_r50 --data NUSCENES_DIR --threads 2
+    python benchmarks/parity.py --data NUSCENES_DIR --threads 2
+    python benchmarks/parity.py --frames 40 --precisions fp32 fp16 int8 --torch-device cuda \\
+        --backends onnxruntime-cpu onnxruntime-cuda
 
 Weights are drawn from a seed (tests/helpers.py), images come from a data set in nuScenes layout
-or are random. Writes CHECKPOINT and artifacts into --folder and prints one table per mode.
+or are random; int8 is calibrated on two of the frames. Writes CHECKPOINT and artifacts into
+--folder and prints one table per artifact and engine.
 """
 
 from __future__ import annotations
@@ -24,6 +27,9 @@ def main() -> int:
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--ops", nargs="+", default=["plugin", "standard"])
+    parser.add_argument("--precisions", nargs="+", default=["fp32"])
+    parser.add_argument("--backends", nargs="+", default=["onnxruntime-cpu"])
+    parser.add_argument("--torch-device", default="cpu", help="cpu or cuda (TF32 off)")
     parser.add_argument("--folder", type=Path, default=Path("parity"))
     options = parser.parse_args()
 
@@ -31,40 +37,56 @@ def main() -> int:
     from helpers import seeded_model
 
     from s4d_core import save_checkpoint
-    from s4d_export import (
-        build_manifest,
-        export_graph,
-        nuscenes_frames,
-        random_frames,
-        save_artifact,
-        verify,
-    )
+    from s4d_export import export_graph, nuscenes_frames, random_frames, verify
+    from s4d_export.rollout import Recorded, TorchRunner
     from s4d_export.verification import format_result
 
     torch.set_num_threads(options.threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     options.folder.mkdir(parents=True, exist_ok=True)
     model = seeded_model(options.model)
     save_checkpoint(model, options.folder / "checkpoint")
-    passed = True
+    if options.data:
+        frames = list(nuscenes_frames(model.config, options.data, options.frames))
+    else:
+        frames = list(random_frames(model.config, options.frames))
+    artifacts = []
     for op in options.ops:
-        path = options.folder / f"{options.model}-{op}.s4d"
-        if not path.exists():
-            start = time.perf_counter()
-            graph = export_graph(model, op)
-            save_artifact(path, graph, build_manifest(model.config, path.stem, op, "fp32"))
-            print(
-                f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, exported in "
-                f"{time.perf_counter() - start:.0f} s"
+        paths = {p: options.folder / f"{options.model}-{op}-{p}.s4d" for p in options.precisions}
+        artifacts += paths.values()
+        if all(path.exists() for path in paths.values()):
+            continue
+        start = time.perf_counter()
+        graph = export_graph(model, op)
+        print(f"{op}: exported in {time.perf_counter() - start:.0f} s", flush=True)
+        for precision, path in paths.items():
+            save(graph, model.config, op, precision, path, frames[:2])
+    reference = Recorded(TorchRunner(model, options.torch_device), frames, progress=True)
+    passed = True
+    for path in artifacts:
+        for backend in options.backends:
+            reference.rewind()
+            result = verify(
+                model, path, frames, backend, options.threads, progress=True, reference=reference
             )
-        if options.data:
-            frames = nuscenes_frames(model.config, options.data, options.frames)
-        else:
-            frames = random_frames(model.config, options.frames)
-        result = verify(model, path, frames, threads=options.threads, progress=True)
-        print(format_result(result), flush=True)
-        (options.folder / f"{path.stem}.json").write_text(json.dumps(result, indent=1))
-        passed &= result["passed"]
+            print(format_result(result), flush=True)
+            name = f"{path.stem}-{result['candidate']}.json"
+            (options.folder / name).write_text(json.dumps(result, indent=1))
+            passed &= result["passed"]
     return 0 if passed else 1
+
+
+def save(graph, config, op, precision, path, frames) -> None:
+    """One artifact; fp16 by the built-in plan, int8 with the rest in float32."""
+    from s4d_export import build_manifest, calibrate, find_points, save_artifact, to_half, to_int8
+
+    if precision == "fp16":
+        graph = to_half(graph)
+    elif precision == "int8":
+        tensors = [point.tensor for point in find_points(graph)]
+        graph = to_int8(graph, calibrate(graph, tensors, config, [f.images for f in frames]))
+    save_artifact(path, graph, build_manifest(config, path.stem, op, precision))
+    print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB", flush=True)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ def test_onnx_verify_inspect(exported, tmp_path, capsys):
     command = ["verify", str(exported.checkpoint), str(path), "--frames", "4"]
     assert main([*command, "--json", str(figures)]) == 0
     assert "PASSED" in capsys.readouterr().out
-    assert json.loads(figures.read_text())["frames"] == 4
+    (run,) = json.loads(figures.read_text())["runs"]
+    assert run["frames"] == 4 and run["passed"]
     assert main(["inspect", str(path)]) == 0
     assert "next_id_counter" in capsys.readouterr().out
     assert main(["inspect", str(path), "--json"]) == 0

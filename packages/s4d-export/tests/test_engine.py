@@ -13,10 +13,13 @@ import msgspec
 import pytest
 
 from s4d_export import build_manifest, save_artifact, to_half
+from s4d_export.calibration import calibrate
 from s4d_export.cli import main
 from s4d_export.engine import BuildOptions, build_engine
 from s4d_export.errors import EngineBuildError
+from s4d_export.images import random_images
 from s4d_export.inspection import load_graph
+from s4d_export.quantize import find_points, to_int8
 from s4d_runtime.artifact import read_artifact, write_artifact
 
 
@@ -29,22 +32,52 @@ def tensorrt(monkeypatch):
         pytest.skip("no TensorRT: set S4D_TRT_AOT or install tensorrt")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_standard_graph_becomes_an_engine(exported, tensorrt, tmp_path, precision):
+# All that TensorRT 11.4's parser and builder say about any graph of these tests.
+KNOWN_WARNINGS = {
+    "fp32": (),
+    "fp16": (),
+    "int8": (),
+    "int8+fp16": (
+        "(foreignNode) Converting conv activation scales to fp32.",
+        "(foreignNode) Converting conv weight scales to fp32.",
+    ),
+}
+
+
+def in_precision(exported, precision, folder):
+    """The standard-operator artifact in a precision."""
     source = exported.artifacts["standard"]
-    if precision == "fp16":
-        model = to_half(load_graph(source)[0])
-        source = tmp_path / "half.s4d"
-        manifest = build_manifest(exported.model.config, "half", "standard", "fp16")
-        save_artifact(source, model, manifest)
+    if precision == "fp32":
+        return source
+    plain = model = load_graph(source)[0]
+    if precision.endswith("fp16"):
+        model = to_half(model)
+    if precision.startswith("int8"):
+        config = exported.model.config
+        tensors = [point.tensor for point in find_points(plain)]
+        ranges = calibrate(plain, tensors, config, random_images(config, 1))
+        model = to_int8(model, ranges, reference=plain)
+    path = folder / "source.s4d"
+    name = precision.partition("+")[0]
+    save_artifact(path, model, build_manifest(exported.model.config, "x", "standard", name))
+    return path
+
+
+@pytest.mark.parametrize("precision", KNOWN_WARNINGS)
+def test_standard_graph_becomes_an_engine(exported, tensorrt, tmp_path, precision):
+    source = in_precision(exported, precision, tmp_path)
     log = build_engine(source, tmp_path / "engine.s4d", BuildOptions(workspace_mib=512))
-    assert log["warnings"] == []
+    assert {text.strip() for text in log["warnings"]} == set(KNOWN_WARNINGS[precision])
     types = {kind for layer in log["layers"] for kind in layer["types"]}
-    assert ("HALF" in types) == (precision == "fp16") and "FLOAT" in types
+    assert ("HALF" in types) == ("fp16" in precision) and "FLOAT" in types
+    kinds = [layer["kind"] for layer in log["layers"]]
+    assert kinds.count("QUANTIZE") == (14 if "int8" in precision else 0)
+    assert ("INT8" in types) == ("int8" in precision)
     convolutions = [layer for layer in log["layers"] if layer["kind"] == "CONVOLUTION"]
     assert len(convolutions) >= 15 and "backbone.conv1/Conv" in convolutions[0]["name"]
     with read_artifact(tmp_path / "engine.s4d") as engine:
-        assert engine.manifest.kind == "engine" and engine.manifest.precision == precision
+        assert engine.manifest.kind == "engine"
+        assert engine.manifest.precision == precision.partition("+")[0]
         assert len(engine.read_model()) > 1_000_000
         assert engine.manifest.versions["tensorrt"] == log["tensorrt"]
         assert "build_log.json" in engine.names()

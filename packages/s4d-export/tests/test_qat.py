@@ -90,7 +90,7 @@ def test_fine_tuning_brings_the_features_back(setting):
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0] and all(np.isfinite(losses))
     assert all(p.grad is not None for p in weights if p.requires_grad and p.dim() == 4)
     remove_qat(student)

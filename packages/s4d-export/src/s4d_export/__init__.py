@@ -12,6 +12,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .artifact import build_manifest, save_artifact
+    from .calibration import Calibration, calibrate, load_calibration
     from .check import check_graph
     from .contract import GraphContract, graph_contract
     from .errors import (
@@ -24,11 +25,16 @@ if TYPE_CHECKING:
     from .frames import GraphFrame, nuscenes_frames, random_frames
     from .half import to_half
     from .inspection import describe
+    from .overflow import find_overflow
     from .plan import DEFAULT_PLAN, PrecisionPlan, Rule
+    from .qat import prepare_qat, remove_qat
+    from .quantize import find_points, to_int8
+    from .split import export_split, save_split
     from .tracing import export_graph
-    from .verification import verify
+    from .verification import examine, verify
 
 _HOME = {
+    "Calibration": ".calibration",
     "DEFAULT_PLAN": ".plan",
     "ExportError": ".errors",
     "GraphContract": ".contract",
@@ -40,14 +46,24 @@ _HOME = {
     "UnwritableOutputError": ".errors",
     "VerificationError": ".errors",
     "build_manifest": ".artifact",
+    "calibrate": ".calibration",
     "check_graph": ".check",
     "describe": ".inspection",
+    "examine": ".verification",
     "export_graph": ".tracing",
+    "export_split": ".split",
+    "find_overflow": ".overflow",
+    "find_points": ".quantize",
     "graph_contract": ".contract",
+    "load_calibration": ".calibration",
     "nuscenes_frames": ".frames",
+    "prepare_qat": ".qat",
     "random_frames": ".frames",
+    "remove_qat": ".qat",
     "save_artifact": ".artifact",
+    "save_split": ".split",
     "to_half": ".half",
+    "to_int8": ".quantize",
     "verify": ".verification",
 }
 
@@ -58,15 +74,26 @@ __all__ = [
     "check_graph",
     "describe",
     "export_graph",
+    "export_split",
     "graph_contract",
     "save_artifact",
+    "save_split",
     # precision
+    "Calibration",
     "DEFAULT_PLAN",
     "PrecisionPlan",
     "Rule",
+    "calibrate",
+    "find_overflow",
+    "find_points",
+    "load_calibration",
+    "prepare_qat",
+    "remove_qat",
     "to_half",
+    "to_int8",
     # comparison
     "GraphFrame",
+    "examine",
     "nuscenes_frames",
     "random_frames",
     "verify",

@@ -88,13 +88,27 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "verify", help="compare an artifact with its checkpoint over a sequence of frames"
     )
     command.add_argument("checkpoint")
-    command.add_argument("artifact")
+    command.add_argument("artifact", nargs="+", help="NAME.s4d; several are compared one by one")
     command.add_argument("--frames", type=_positive, default=8, metavar="N")
     command.add_argument(
         "--data", metavar="DIR", help="images of a data set in nuScenes layout (default: random)"
     )
     command.add_argument("--seed", type=int, default=0, help="of the random frames")
-    command.add_argument("--backend", default="auto", help="engine of s4d-runtime (default: auto)")
+    command.add_argument(
+        "--backend",
+        nargs="+",
+        default=["auto"],
+        metavar="NAME",
+        help="engines of s4d-runtime; 'all' for each that works here (default: auto, the best)",
+    )
+    command.add_argument(
+        "--stages", action="store_true", help="also the errors of the model's parts"
+    )
+    command.add_argument(
+        "--first-divergence",
+        action="store_true",
+        help="name the first tensor of the graph that is not what the checkpoint computes",
+    )
     command.add_argument("--threads", type=int, default=0, help="CPU threads (default: engine's)")
     command.add_argument("--json", metavar="FILE", help="write the figures; - for standard output")
     command.set_defaults(run=_verify)
@@ -190,26 +204,28 @@ def _verify(options: argparse.Namespace) -> int:
     from s4d_core import load_checkpoint
 
     from .frames import nuscenes_frames, random_frames
-    from .verification import format_result, verify
+    from .verification import examine, format_examination
 
     model = load_checkpoint(options.checkpoint)
     if options.data:
         frames = nuscenes_frames(model.config, options.data, options.frames)
     else:
         frames = random_frames(model.config, options.frames, options.seed)
-    result = verify(
+    result = examine(
         model,
         options.artifact,
         frames,
-        backend=options.backend,
-        threads=options.threads,
-        progress=sys.stderr.isatty(),
+        options.backend,
+        options.threads,
+        options.stages,
+        options.first_divergence,
+        sys.stderr.isatty(),
     )
     text = json.dumps(result, indent=1)
     if options.json == "-":
         print(text)
     else:
-        print(format_result(result))
+        print(format_examination(result))
         if options.json:
             from .text import write_text
 

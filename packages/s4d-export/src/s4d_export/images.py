@@ -115,5 +115,6 @@ def _prepare(config: Sparse4DConfig, path: Path) -> Images:
     image = read_image(path)
     if image is None:
         raise QuantizationError(f"the data set lacks the image {str(path)!r}")
-    plan = plan_resize_crop(image.shape[:2], config.image.size)
+    height, width = image.shape[:2]
+    plan = plan_resize_crop((height, width), config.image.size)
     return resize_crop(image, plan, config.image.resize_filter)

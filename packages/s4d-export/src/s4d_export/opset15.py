@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -19,7 +21,7 @@ SAME = {
     *("Sub", "Tanh", "TopK", "Transpose", "Unsqueeze", "Where", "GlobalAveragePool", "HardSigmoid"),
 }
 # Attributes that later opsets added; only their default values can be dropped.
-ADDED = {
+ADDED: dict[str, dict[str, Any]] = {
     "Cast": {"saturate": 1},
     "Resize": {"antialias": 0, "keep_aspect_ratio_policy": b"stretch", "axes": None},
     "Reshape": {},
@@ -114,6 +116,6 @@ def _layer_norm(node: onnx.NodeProto, graph: onnx.GraphProto) -> list[onnx.NodeP
     for number, (op, inputs, suffix) in enumerate(steps):
         last = number == len(steps) - 1
         output = node.output[0] if last else f"{name}.{suffix}"
-        extra = {"axes": [-1], "keepdims": 1} if op == "ReduceMean" else {}
+        extra: dict[str, Any] = {"axes": [-1], "keepdims": 1} if op == "ReduceMean" else {}
         nodes.append(helper.make_node(op, inputs, [output], f"{name}.{suffix}/{op}", **extra))
     return nodes

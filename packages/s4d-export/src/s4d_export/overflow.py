@@ -21,6 +21,7 @@ from .emulation import emulate_half, half_tensors
 from .errors import VerificationError
 from .half import to_half
 from .naming import module_of
+from .nearness import relative_error
 from .plan import PrecisionPlan
 from .ranges import TensorRange, constant_ranges, measure_ranges
 from .sensitivity import feature_tensors
@@ -214,7 +215,7 @@ class _Trial:
                 if not np.isfinite(values).all():
                     self.error = float("inf")
                     return f"{name!r} is not finite in frame {number}"
-                error = _unordered_error(values, expected[name])
+                error = relative_error(values, expected[name])
                 self.error = max(self.error, error)
                 if error > self.tolerance:
                     return f"{name!r} is off by {error:.2g} of its norm in frame {number}"
@@ -237,18 +238,8 @@ class _Trial:
             session = GraphSession(with_outputs(half, part), optimise=False)
             for name, values in session.run(self.frames[0], part).items():
                 finite = np.isfinite(values).all()
-                if not finite or _unordered_error(values, expected[name]) > self.tolerance:
+                if not finite or relative_error(values, expected[name]) > self.tolerance:
                     found.append(name)
             if len(found) >= STRAYS:
                 break
         return set(found[:STRAYS])
-
-
-def _unordered_error(got: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Relative norm of the difference. Tables of instances are sorted column by column first:
-    two near-equal scores may order their rows differently."""
-    a, b = got.astype(np.float64), expected.astype(np.float64)
-    if a.ndim < 3 and not np.array_equal(a, b):
-        a, b = np.sort(a, axis=0), np.sort(b, axis=0)
-    norm = float(np.linalg.norm(b))
-    return float(np.linalg.norm(a - b)) / norm if norm else float(np.abs(a).max(initial=0.0))

@@ -118,7 +118,7 @@ def remove_qat(model: nn.Module) -> None:
     """Undo ``prepare_qat``; the fine-tuned weights stay."""
     for module in model.modules():
         if isinstance(module, FakeQuantConv2d):
-            module.__class__ = nn.Conv2d
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]
             del module.input_amax
         hooks = module._forward_pre_hooks
         for key in [key for key, hook in hooks.items() if isinstance(hook, _RoundInput)]:

@@ -28,7 +28,7 @@ __all__ = ["SCOPE", "Point", "find_points", "to_int8"]
 SCOPE = ("backbone*", "neck*")
 LEVELS = 127
 # Scales must be normal numbers of the graph's type: below, float16 loses their digits.
-SMALLEST_SCALE = {TensorProto.FLOAT: 2.0**-100, TensorProto.FLOAT16: 2.0**-14}
+SMALLEST_SCALE: dict[int, float] = {TensorProto.FLOAT: 2.0**-100, TensorProto.FLOAT16: 2.0**-14}
 
 
 @dataclass(frozen=True)

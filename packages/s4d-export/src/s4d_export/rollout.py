@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from s4d_core import Sparse4D, Sparse4DConfig
 from s4d_runtime.artifact import Artifact
@@ -20,7 +21,7 @@ from .deployed import DeployedModel
 from .frames import GraphFrame, frame_inputs
 from .session import GraphSession
 
-__all__ = ["EngineRunner", "Runner", "TorchRunner", "record_feeds"]
+__all__ = ["EngineRunner", "Recorded", "Runner", "TorchRunner", "record_feeds"]
 
 Outputs = dict[str, NDArray[Any]]
 
@@ -68,6 +69,28 @@ class TorchRunner:
         self._state = {name: outputs[source] for name, source in self._contract.state.items()}
         self._previous = frame
         return host
+
+
+class Recorded:
+    """A roll-out made once and compared with several others."""
+
+    def __init__(
+        self, runner: Runner, frames: Sequence[GraphFrame], progress: bool = False
+    ) -> None:
+        bar = tqdm(frames, desc=runner.name, unit="frame", disable=not progress)
+        self._results = [runner.step(frame) for frame in bar]
+        self.name = runner.name
+        self.milliseconds = runner.milliseconds
+        self._next = 0
+
+    def rewind(self) -> None:
+        """Begin again with the first frame."""
+        self._next = 0
+
+    def step(self, frame: GraphFrame) -> Outputs:
+        """The results of the next frame; `frame` is that of the recording."""
+        self._next += 1
+        return self._results[self._next - 1]
 
 
 def record_feeds(

@@ -37,6 +37,8 @@ class GraphSession:
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = threads
+        # Searches run beside other work: threads that wait must not burn a core.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = (
             level.ORT_ENABLE_EXTENDED if optimise else level.ORT_DISABLE_ALL

@@ -30,7 +30,7 @@ def check_splittable(model: Sparse4D) -> None:
     reasons = {
         "no decoupled attention": not config.decoder.decoupled,
         "no carried instances": not config.num_temporal,
-        "no quality output": model.head.layers[-1].refinement.quality_output is None,
+        "no quality output": model.head.decoders[-1].refinement.quality_output is None,
         "several single-frame decoders": config.decoder.num_single_frame != 1,
     }
     wrong = [reason for reason, is_so in reasons.items() if is_so]
@@ -133,6 +133,7 @@ class FirstHead(_Head):
             rows = self.among(layer, rows, embed)
             rows, box = self.refine(layer, (rows, box, embed), view, image_wh, time_interval)
         cls, quality = layer.refinement.scores(rows, embed)
+        assert quality is not None  # check_splittable
         return rows, box, cls, quality
 
 
@@ -175,5 +176,6 @@ class LaterHead(_Head):
             if number:
                 past_embed = embed[:, : temp_anchor.shape[1]]
         cls, quality = layer.refinement.scores(rows, embed)
+        assert quality is not None  # check_splittable
         kept = torch.where(usable[:, None], track_id, torch.full_like(track_id, -1))
         return rows, box, cls, quality, kept
