@@ -45,7 +45,8 @@ def write(features: tuple[int, str, float], values: np.ndarray, rows: int) -> No
     if dtype == "int8" and values.dtype != np.int8:
         values = np.clip(np.rint(values.astype(np.float32) * np.float32(127 / amax)), -127, 127)
     whole[: len(values), channels:] = 0
-    whole[: len(values), :channels] = values
+    with np.errstate(over="ignore"):
+        whole[: len(values), :channels] = values
 
 
 class FakeSparse:
