@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 
+import msgspec
 import numpy as np
 from PIL import Image
 
+from s4d_runtime import Pipeline
 from s4d_runtime.cli import COMMANDS, main
+from s4d_runtime.drive import drive
 from s4d_runtime.nuscenes import NuScenes, read_results
 from s4d_runtime.nuscenes.dataset import CAMERA_ORDER
 from s4d_runtime.render import Objects, Renderer, View
@@ -56,6 +60,29 @@ def test_drive_writes_results_and_pictures(capsys, artifact, made_dataset, tmp_p
     with Image.open(tmp_path / "pictures/scene-0000.gif") as film:
         assert film.n_frames == 3
     assert not list(tmp_path.rglob("*partial*"))
+
+
+def test_drive_gives_delayed_results_to_their_samples(artifact, made_dataset, tmp_path):
+    """A model that looks one frame ahead: each result belongs to the sample before."""
+    dataset = NuScenes(made_dataset)
+    scene = dataset.scenes[0]
+    results = []
+    for folder, delay in (("now", 0), ("late", 1)):
+        with Pipeline.load(artifact, threads=1) as pipeline:
+            ahead = {"queue": {"frames": "future", "length": delay}} if delay else {}
+            pipeline.manifest = msgspec.structs.replace(pipeline.manifest, model=ahead)
+            assert pipeline.delay == delay
+            (tmp_path / folder).mkdir()
+            report = drive(dataset, [scene], tmp_path / folder, pipeline, progress=False)
+        assert (report.frames, report.skipped) == (len(scene.samples), delay)
+        results.append(read_results(tmp_path / folder / "detection.json"))
+    now, late = results
+    for sample, following in itertools.pairwise(scene.samples):
+        scores = [
+            [box["detection_score"] for box in r[t]] for r, t in ((late, sample), (now, following))
+        ]
+        assert scores[0] == scores[1]
+    assert late[scene.samples[-1]] == []
 
 
 def test_video_without_the_extra(capsys, made_dataset, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -156,6 +157,9 @@ def drive(
 ) -> DriveReport:
     """Run over scenes, each from a reset, and write results.
 
+    A model that looks at frames to come has none for the last samples of a scene: these count as
+    skipped.
+
     Args:
         dataset: the data set.
         scenes: which of its scenes.
@@ -188,20 +192,30 @@ def drive(
             tqdm(total=total, unit="frame", disable=None if progress else True)
         )
         start = time.perf_counter()
+
+        def finish(sample: Sample, frame: Frame, detections: Detections | None) -> None:
+            report.frames += 1
+            if writer is not None:
+                report.skipped += detections is None
+                writer.add(sample, detections)
+            if pictures is not None:
+                note = _note(pipeline)
+                pictures.add(dataset, sample, frame, cameras, detections, classes, note)
+            bar.update()
+
+        delay = 0 if pipeline is None else pipeline.delay
         for scene in scenes:
             bar.set_description(scene.name)
             if pipeline is not None:
                 pipeline.reset()
+            waiting: deque[tuple[Sample, Frame]] = deque()
             for sample, frame in frames_of(dataset, scene, cameras, limit):
                 detections = _detect(pipeline, sample, frame)
-                report.frames += 1
-                if writer is not None:
-                    report.skipped += detections is None
-                    writer.add(sample, detections)
-                if pictures is not None:
-                    note = _note(pipeline)
-                    pictures.add(dataset, sample, frame, cameras, detections, classes, note)
-                bar.update()
+                waiting.append((sample, frame))
+                if len(waiting) > delay:
+                    finish(*waiting.popleft(), detections)
+            for sample, frame in waiting:
+                finish(sample, frame, None)
             if pictures is not None:
                 pictures.end_scene(scene.name)
         report.seconds = time.perf_counter() - start

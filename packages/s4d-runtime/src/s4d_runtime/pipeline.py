@@ -113,6 +113,16 @@ class Pipeline:
         """Name of the engine that runs."""
         return self._backend.name
 
+    @property
+    def delay(self) -> int:
+        """Calls by which results lag: a model that looks ahead detects on an earlier frame.
+
+        Its first results after a reset are empty: all scores are 0.
+        """
+        queue = self.manifest.model.get("queue")
+        ahead = isinstance(queue, dict) and queue.get("frames") == "future"
+        return int(queue["length"]) if ahead else 0
+
     def memory(self) -> dict[str, int]:
         """Bytes that the engine knows of, by kind."""
         return self._backend.memory()
