@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from s4d_core import Sparse4D, Sparse4DConfig, decode
+from s4d_core import Observation, Sparse4D, Sparse4DConfig, decode
 
 from ..data import DataConfig, DriveDataset, DriveIndex, EvaluationSampler, collate, scene_rows
+from ..data.batch import Batch
 from ..data.preparation import ImagePreparation
 from ..errors import EvaluationError
+from ..trainer.lookahead import following, lookahead, windows
 from ..trainer.precision import Precision
 from ..trainer.ranks import Ranks
 from .found import Found
@@ -72,8 +74,9 @@ def predict_checkpoint(
     object.__setattr__(model, "pyramid", pyramid)
     found, state = Found(), None
     try:
-        for frames in tqdm(loader, disable=not (show and ranks.first), file=sys.stderr):
-            frames = frames.to(ranks.device, non_blocking=True)
+        bar = tqdm(loader, disable=not (show and ranks.first), file=sys.stderr)
+        seen = _seen(model, bar, prepare, ranks.device)
+        for (frames, _), later in windows(seen, lookahead(model.config)):
             if state is not None:
                 state = state.reset(frames.sequence_start)
             output = model(
@@ -83,6 +86,7 @@ def predict_checkpoint(
                 frames.timestamp,
                 frames.lidar2global,
                 state,
+                future=following([(b, o) for b, o in later if o is not None]),
             )
             state = output.state
             for token, detections in zip(frames.tokens, decode(output, model.config), strict=True):
@@ -91,6 +95,20 @@ def predict_checkpoint(
     finally:
         object.__delattr__(model, "pyramid")
     return found
+
+
+def _seen(
+    model: Sparse4D, loader: Iterable[Batch], prepare: ImagePreparation, device: torch.device
+) -> Iterator[tuple[Batch, Observation | None]]:
+    """Batches on the device, with their feature maps for models that sample frames to come."""
+    ahead = lookahead(model.config) > 0
+    for batch in loader:
+        batch = batch.to(device, non_blocking=True)
+        seen = None
+        if ahead:
+            images = prepare(batch, augment=False)
+            seen = model.observe(images, batch.lidar2img, batch.timestamp, batch.lidar2global)
+        yield batch, seen
 
 
 def predict_artifact(
@@ -105,7 +123,7 @@ def predict_artifact(
     """Detections of this rank's scenes through s4d-runtime, and the artifact's class names.
 
     Raises:
-        EvaluationError: s4d-runtime is not installed.
+        EvaluationError: s4d-runtime is not installed, or the model looks at frames to come.
     """
     try:
         from s4d_runtime import Pipeline
@@ -115,6 +133,12 @@ def predict_artifact(
             "evaluating an artifact needs s4d-runtime; install s4d-train[runtime]."
         ) from None
     pipeline = Pipeline.load(artifact, backend=backend)
+    queue = pipeline.manifest.model.get("queue")
+    if queue and queue["frames"] == "future":
+        raise EvaluationError(
+            f"{artifact.name} detects on the frame {queue['length']} calls before, never on the "
+            "last ones of a scene; evaluate its checkpoint instead."
+        )
     names = tuple(pipeline.manifest.class_names)
     cameras = tuple(pipeline.manifest.preprocessing.camera_names)
     data = NuScenes(root, version)

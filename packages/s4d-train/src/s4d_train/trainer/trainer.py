@@ -32,7 +32,7 @@ from .checkpoint import (
 from .gradients import average_gradients, same_start
 from .graphs import GraphedModule
 from .guard import GradientScale, StatisticsBackup, clip_gradients
-from .lookahead import observed
+from .lookahead import lookahead, observed
 from .network import build_network
 from .optimiser import build_optimiser, guarded_step, set_rate
 from .precision import Precision
@@ -92,8 +92,7 @@ class Trainer:
     @property
     def lookahead(self) -> int:
         """Batches after the present one that a step needs."""
-        queue = self.model.config.queue
-        return queue.length if queue is not None and queue.frames == "future" else 0
+        return lookahead(self.model.config)
 
     def train_step(
         self, batch: Batch, rate: float, following: Sequence[Batch] = ()
