@@ -21,9 +21,12 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with the type and shape of every tensor; strict.
 
     Raises:
-        GraphError: types or shapes contradict each other.
+        GraphError: types or shapes contradict each other, or an operator is unknown to ONNX.
     """
     register_schemas()
+    for node in model.graph.node:
+        if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type):
+            raise GraphError(f"node {node.name!r} is a {node.op_type}, which is no ONNX operator")
     try:
         return onnx.shape_inference.infer_shapes(
             model, check_type=True, strict_mode=True, data_prop=True

@@ -55,6 +55,8 @@ def aggregation_schema() -> OpSchema:
 def _infer(context: Any) -> None:
     """Shape inference: (B, A, C) from the features' and the locations' shapes."""
     features, locations = context.get_input_type(0), context.get_input_type(3)
+    if features is None or locations is None:  # what comes before is unknown: so is the result
+        return
     result = onnx.TypeProto()
     result.tensor_type.elem_type = features.tensor_type.elem_type
     dims = [
