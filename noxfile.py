@@ -89,6 +89,22 @@ def install(session: nox.Session, *packages: str, extra: tuple[str, ...] = ()) -
     session.install("--quiet", "-c", str(CONSTRAINTS), *wanted, *extra)
 
 
+def tensorrt_builder(session: nox.Session) -> dict[str, str]:
+    """A TensorRT that parses and builds without a GPU, where the shared folder has its set-up.
+
+    Its libraries come from PyPI once; returns the variable that the tests of engines look at.
+    """
+    shared = Path(os.environ.get("S4D_SHARED", ROOT.parent / "shared"))
+    setup = shared / "tools" / "trt_aot" / "setup.sh"
+    if not setup.is_file():
+        session.log("tools/trt_aot is not in the shared folder: no TensorRT plans are built")
+        return {}
+    folder = ROOT / "build" / "trt_aot"
+    python = str(Path(session.bin) / "python")
+    session.run_install("bash", str(setup), str(folder), python, external=True)
+    return {"S4D_TRT_AOT": str(folder)}
+
+
 @nox.session
 def demo(session: nox.Session) -> None:
     """A synthetic drive from pictures to tracked boxes; `-- --data DIR` runs on nuScenes."""
@@ -105,8 +121,9 @@ def tests(session: nox.Session, package: str) -> None:
         session.run("pytest", "-q", "-m", "not gpu", "tests", *session.posargs)
         return
     install(session, *STACK[package])
+    env = tensorrt_builder(session) if package == "export" else {}
     with session.chdir(ROOT / "packages" / f"s4d-{package}"):
-        session.run("pytest", "-q", "-m", "not gpu", *session.posargs)
+        session.run("pytest", "-q", "-m", "not gpu", *session.posargs, env=env)
 
 
 @nox.session
