@@ -275,3 +275,35 @@ def test_voxelize_names_what_it_refuses():
     assert len(sparse.voxelize(points[:0], (0, 0, 0), (4, 4, 4), (1, 1, 1)).cells) == 0
     with pytest.raises(InvalidInputError, match="voxel size"):
         sparse.voxelize(points, (0, 0, 0), (4, 4, 4), (1, 0, 1), (4, 4, 4))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    shape=st.tuples(*[st.integers(1, 9)] * 3),
+    batch=st.integers(1, 3),
+    count=st.integers(1, 60),
+    twice=st.booleans(),
+    data=st.data(),
+)
+def test_rows_twice_or_outside_are_errors_wherever_they_stand(
+    seed, shape, batch, count, twice, data
+):
+    _, sites, features, _ = make(seed, shape, batch, count, 2, 2, (3, 3, 3))
+    place = data.draw(st.integers(0, len(sites)))
+    if twice:
+        bad, message = sites[data.draw(st.integers(0, len(sites) - 1))], "both"
+    else:
+        axis = data.draw(st.integers(0, 3))
+        bad, message = sites[0].copy(), "outside"
+        size = (batch, *shape)[axis]
+        bad[axis] = data.draw(st.sampled_from((-1, -(2**31), size, size + 1, 2**31 - 1)))
+    rows = np.insert(sites, place, bad, 0)
+    values = np.insert(features, 0, 0.0, 0)
+    for refused in (
+        lambda: sparse.submanifold_rulebook(rows, shape, batch),
+        lambda: sparse.strided_rulebook(rows, shape, batch, 3, 2, 1),
+        lambda: sparse.scatter_dense(values, rows, shape, batch),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            refused()

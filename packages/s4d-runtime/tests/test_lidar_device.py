@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 from fake_cuda import FakeDriver
@@ -265,6 +267,26 @@ def test_bad_frames_are_refused_and_the_engine_goes_on(device, frame):
         np.testing.assert_array_equal(cuda(features, indices), good)
     cuda.cuda.close()
     np.testing.assert_array_equal(cuda(features, indices), good)
+
+
+@pytest.mark.parametrize("order", [(2, 0, 1), (1, 0, 2), (0, 1, 2)])
+def test_other_axis_orders_of_the_map(device, frame, order):
+    """A Transpose before the Reshape, as in x y z files, becomes part of the scatter."""
+    features, indices = frame
+    source = read_onnx(example_path())
+    scatter, reshape = source.nodes[-2:]
+    assert (scatter.op_type, reshape.op_type) == ("ScatterDense", "Reshape")
+    transpose = copy.deepcopy(reshape)
+    transpose.op_type, transpose.name = "Transpose", "transpose0"
+    transpose.outputs[:] = ["turned"]
+    transpose.attributes = {"dims": [0, 1, *(axis + 2 for axis in order)]}
+    reshape.inputs[:] = ["turned"]
+    source.nodes.insert(-1, transpose)
+    cuda, cpu = engines(build_graph(source))
+    want = cpu(features, indices)
+    sizes = [(2, 9, 7)[axis] for axis in order]
+    assert want.shape == (1, 32 * sizes[0], *sizes[1:])
+    np.testing.assert_array_equal(cuda(features, indices), want)
 
 
 def test_graphs_with_inverse_convolutions_and_loose_additions(device, frame):
