@@ -99,6 +99,31 @@ def test_frames_gap_and_reset_equal_the_model() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["sparse4dv1_r101_h4_640x1600", "sparse4dv2_r50_256x704"])
+def test_other_families_equal_the_model(name: str) -> None:
+    """v1 carries a queue of feature maps instead of instances, v2 has no quality."""
+    base = s4d_core.get_config(name)
+    config = s4d_core.reduced_config(
+        base,
+        image_size=SIZE,
+        num_anchors=30,
+        num_temporal=min(20, base.num_temporal),
+        num_output=20,
+    ).replace(backbone=s4d_core.ResNetConfig("basic", (1, 1, 1, 1), (8, 8, 16, 16), 8))
+    torch.manual_seed(0)
+    built = s4d_core.build_model(config).eval()
+    for layer in built.head.layers:
+        nn.init.normal_(layer.refinement.cls_output.weight, 0, 0.5)
+    fast = compile_inference(built, batch_size=2, precision="fp32")
+    drive, state = Drive(config), None
+    for k in range(3):
+        images, lidar2img, stamp, pose = drive(k)
+        out = built(images, lidar2img, wh(), stamp, pose, state)
+        state = out.state
+        assert_same(fast(images, lidar2img, stamp, pose), s4d_core.decode(out, config))
+
+
+@torch.no_grad()
 def test_state_can_be_taken_and_given() -> None:
     built, fast = model(), compiled(2, "fp32")
     fast.reset()
