@@ -75,6 +75,15 @@ def small(config: Sparse4DConfig) -> Sparse4DConfig:
     return s4d_core.reduced_config(config, image_size=(64, 192)).replace(name=config.name)
 
 
+def resized(config: Sparse4DConfig, size: tuple[int, int]) -> Sparse4DConfig:
+    """The whole network for images of another size."""
+    backbone: Any = config.backbone
+    if isinstance(backbone, s4d_core.EvaConfig):
+        patch = backbone.patch_size
+        backbone = replace(backbone, position_grid=(size[0] // patch, size[1] // patch))
+    return config.replace(image=replace(config.image, size=size), backbone=backbone)
+
+
 def pictures(config: Sparse4DConfig) -> Tensor:
     """(1, N, H, W, 3) uint8: smooth random pictures with a little noise, as roll-outs show."""
     draw = torch.Generator().manual_seed(0)
@@ -348,6 +357,7 @@ def main() -> int:
     parser.add_argument("--export-only", default="", help="names that ONNX Runtime shall not run")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--reduced", action="store_true", help="few channels and blocks")
+    parser.add_argument("--image", default="", help="HEIGHTxWIDTH instead of the models' own")
     parser.add_argument("--parts", default="inference,training,export")
     parser.add_argument("--frames", type=int, default=4, help="of the roll-out")
     parser.add_argument("--repeat", type=int, default=10, help="frames and steps that are timed")
@@ -359,6 +369,9 @@ def main() -> int:
     configs = {n: s4d_core.get_config(n) for n in names}
     if args.reduced:
         configs = {n: small(c) for n, c in configs.items()}
+    if args.image:
+        height, width = (int(n) for n in args.image.split("x"))
+        configs = {n: resized(c, (height, width)) for n, c in configs.items()}
     out = Path(args.out)
     document: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {"models": {}}
     document["about"] = about(args.device, args.workers, args.threads)
