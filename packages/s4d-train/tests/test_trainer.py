@@ -15,7 +15,7 @@ import pytest
 import torch
 from micro import micro_config
 
-from s4d_core import load_checkpoint
+from s4d_core import Sparse4D, load_checkpoint
 from s4d_train.configs.config import OptimiserSettings
 from s4d_train.configs.settings import override, to_dict
 from s4d_train.data.index import DriveIndex
@@ -189,6 +189,24 @@ def test_backbone_has_its_own_rate(index: Path, tmp_path: Path) -> None:
     everything = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     assert sum(p.numel() for g in groups.values() for p in g["params"]) == everything
     assert groups["backbone"]["multiplier"] == 0.5
+
+
+def test_a_model_can_be_changed_before_training(index: Path, tmp_path: Path) -> None:
+    """Fine-tuning with quantisation puts its rounding into the convolutions here."""
+    given = []
+
+    def halve_inputs(model: Sparse4D) -> None:
+        given.append(model)
+        model.backbone.conv1.register_forward_pre_hook(lambda module, args: (args[0] / 2,))
+
+    config = micro_config(tmp_path, index)
+    plain = Trainer(config, ALONE)
+    changed = Trainer(config, ALONE, halve_inputs)
+    assert given == [changed.model]
+    assert list(changed.model.state_dict()) == list(plain.model.state_dict())
+    batch = next(Feed(config, ALONE).batches())
+    losses = [float(trainer.train_step(batch, 1e-3)["loss"]) for trainer in (plain, changed)]
+    assert losses[0] != losses[1]
 
 
 def test_frozen_batch_norm_keeps_still(index: Path, tmp_path: Path) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from s4d_core import Sparse4D
 
 from ..configs.config import FitConfig
 from ..configs.settings import to_dict
@@ -25,7 +28,13 @@ CONFIG_FILE = "config.json"
 FINAL = "final"
 
 
-def fit(config: FitConfig, ranks: Ranks, resume: bool = False, show: bool = True) -> Path:
+def fit(
+    config: FitConfig,
+    ranks: Ranks,
+    resume: bool = False,
+    show: bool = True,
+    prepare_model: Callable[[Sparse4D], object] | None = None,
+) -> Path:
     """Trains and returns the folder of the final checkpoint (`config.json`, `model.safetensors`).
 
     Args:
@@ -33,6 +42,7 @@ def fit(config: FitConfig, ranks: Ranks, resume: bool = False, show: bool = True
         ranks: from `ranks.started()`.
         resume: continue at the last checkpoint in the output folder, if there is one.
         show: draw a progress bar.
+        prepare_model: see `Trainer`; fine-tuning with quantisation enters here.
 
     Raises:
         ConfigError, DataError: before training starts.
@@ -47,7 +57,7 @@ def fit(config: FitConfig, ranks: Ranks, resume: bool = False, show: bool = True
             "--resume or give another folder with --out."
         )
     feed = Feed(config, ranks)
-    trainer = Trainer(config, ranks)
+    trainer = Trainer(config, ranks, prepare_model)
     epoch = feed.steps_per_epoch
     total = config.run.steps or config.run.epochs * epoch
     notes = start_notes(config, feed.total_batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from s4d_core import Sparse4D
 from s4d_core import load_checkpoint as load_model
 from s4d_core import save_checkpoint as save_model
 
@@ -47,15 +48,24 @@ class Trainer:
     Args:
         config: the run's settings.
         ranks: this process in the job.
+        prepare_model: is given the model with its start weights before anything is built on it,
+            to change it in place; it must keep the names of the state dict.
     """
 
-    def __init__(self, config: FitConfig, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        config: FitConfig,
+        ranks: Ranks,
+        prepare_model: Callable[[Sparse4D], object] | None = None,
+    ) -> None:
         run = config.run
         self.config, self.ranks, self.device = config, ranks, ranks.device
         self.step = 0
         _torch_settings(config)
         torch.manual_seed(run.seed)
         self.model = build_network(config).to(self.device)
+        if prepare_model is not None:
+            prepare_model(self.model)
         if self.device.type == "cuda":
             self.model.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.model.compile:
