@@ -75,8 +75,9 @@ class BankState:
 
     def to(self, device: torch.device | str) -> BankState:
         """The same values on another device."""
-        values = (getattr(self, f.name) for f in fields(self))
-        return BankState(*(None if v is None else v.to(device) for v in values))
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "queue"}
+        queue = None if self.queue is None else self.queue.to(device)
+        return BankState(**{k: v.to(device) for k, v in tensors.items()}, queue=queue)
 
 
 @dataclass(frozen=True)

@@ -120,8 +120,9 @@ class Pipeline:
         Its first results after a reset are empty: all scores are 0.
         """
         queue = self.manifest.model.get("queue")
-        ahead = isinstance(queue, dict) and queue.get("frames") == "future"
-        return int(queue["length"]) if ahead else 0
+        if not isinstance(queue, dict) or queue.get("frames") != "future":
+            return 0
+        return int(queue["length"])
 
     def memory(self) -> dict[str, int]:
         """Bytes that the engine knows of, by kind."""

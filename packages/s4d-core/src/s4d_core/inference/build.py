@@ -60,6 +60,11 @@ def compile_inference(
     triton = on_gpu and importlib.util.find_spec("triton") is not None
     _check(precision, target, graph, triton)
     config, half = model.config, precision == "fp16"
+    if config.queue is not None and config.queue.frames == "future":
+        raise InvalidInputError(
+            f"{config.name} looks at frames to come, compile_inference has none; use the model, or "
+            "delayed_frame"
+        )
     copied = copy.deepcopy(model).eval().requires_grad_(False).to(target).float()
     example = torch.zeros((batch_size * config.num_cameras, 3, *config.image.size), device=target)
     with use_tf32(False):
