@@ -191,7 +191,7 @@ class FakeProgram:
         write(out, ordered, capacity)
 
     def do_build_tables(self, tasks: Any) -> None:
-        for out, count, capacity, (grid, memory, _), order, geometry, table, columns in tasks:
+        for out, count, capacity, (grid, memory, _), order, geometry, table in tasks:
             assert order == 0
             kernel, stride, padding, dilation = (np.array(part) for part in geometry)
             volume = int(np.prod(kernel))
@@ -205,9 +205,6 @@ class FakeProgram:
                 good = ((at >= 0) & (at < np.array(grid[1:]))).all(1)
                 cells = np.ravel_multi_index((rows[good, 0], *at[good].T), tuple(grid))
                 entries[k, :number][good] = ranks[cells]
-            if columns:  # some order that is not the rows'
-                ints(columns, capacity)[:number] = np.arange(number)[::-1]
-                entries[:, :number] = entries[:, :number][:, ::-1].copy()
 
     def do_transpose_table(
         self, table: int, volume: int, count: int, capacity: int, in_capacity: int, out: int,
@@ -221,16 +218,12 @@ class FakeProgram:
             result[k, entries[k][there]] = np.flatnonzero(there)
 
     def do_convolve(
-        self, features: Any, depth: int, out: int, weight: int, table: int, columns: int,
-        volume: int, count: int, capacity: int, scale: int, bias: int, residual: Any,
-        add_ranges: Any, activation: str, slope: float, output: Any,
+        self, features: Any, depth: int, out: int, weight: int, table: int, volume: int,
+        count: int, capacity: int, scale: int, bias: int, residual: Any, add_ranges: Any,
+        activation: str, slope: float, output: Any,
     ) -> None:  # fmt: skip
         number = min(int(ints(count, 1)[0]), capacity)
         entries = ints(table, volume, capacity)[:, :number]
-        if columns:
-            ordered = np.empty_like(entries)
-            ordered[:, ints(columns, capacity)[:number]] = entries
-            entries = ordered
         rows = int(entries.max(initial=-1)) + 1
         x = np.ascontiguousarray(matrix(features, rows, depth))
         weights = view(weight, (out, volume, depth), features[1]).copy()

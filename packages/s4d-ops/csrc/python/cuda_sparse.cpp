@@ -31,9 +31,9 @@ using FeatureNumbers = std::tuple<Address, std::string, float>;  // memory, type
 using MapNumbers = std::tuple<GridNumbers, Address, Address>;    // grid, memory, count
 // map, geometry, indices, capacity
 using LevelNumbers = std::tuple<MapNumbers, GeometryNumbers, Address, int64_t>;
-// out indices, out count, capacity, map, in order, geometry, table, columns
-using TableNumbers = std::tuple<Address, Address, int64_t, MapNumbers, Address, GeometryNumbers,
-                                Address, Address>;
+// out indices, out count, capacity, map, in order, geometry, table
+using TableNumbers =
+    std::tuple<Address, Address, int64_t, MapNumbers, Address, GeometryNumbers, Address>;
 
 template <class T = void>
 T* at(Address address) {
@@ -171,9 +171,9 @@ class Program {
 
   void tables(const std::vector<TableNumbers>& numbers) {
     std::vector<TableTask> tasks;
-    for (const auto& [out, count, capacity, map, order, geometry, table, columns] : numbers) {
+    for (const auto& [out, count, capacity, map, order, geometry, table] : numbers) {
       tasks.push_back(TableTask{ints(out), ints(count), capacity, map_of(map), ints(order),
-                                geometry_of(geometry), ints(table), ints(columns)});
+                                geometry_of(geometry), ints(table), nullptr});
     }
     add("build_tables", [=](cudaStream_t s) {
       return build_tables(tasks.data(), static_cast<int>(tasks.size()), s);
@@ -188,9 +188,9 @@ class Program {
     });
   }
 
+  // Weight, scale and bias are constants: complete before the program runs for the first time.
   void convolution(const FeatureNumbers& input, int32_t in_channels, int32_t out_channels,
-                   Address weight, Address table, Address columns, int32_t volume,
-                   Address out_count, int64_t capacity, Address scale, Address bias,
+                   Address weight, Address table, int32_t volume, Address out_count, int64_t capacity, Address scale, Address bias,
                    const FeatureNumbers& residual, std::pair<float, float> add_ranges,
                    const std::string& activation, float slope, const FeatureNumbers& output) {
     ConvolutionTask task;
@@ -201,7 +201,7 @@ class Program {
     task.out_channels = out_channels;
     task.weight = at(weight);
     task.table = ints(table);
-    task.columns = ints(columns);
+    task.settled_weights = true;
     task.volume = volume;
     task.out_count = ints(out_count);
     task.capacity = capacity;

@@ -27,16 +27,12 @@ class Level:
 
 @dataclass(eq=False)
 class Table:
-    """Which row of ``source`` each row of ``target`` reads; ``inverse_of`` runs another backwards.
-
-    ``fixed_order``: its columns must stand in row order, since another table is made from it.
-    """
+    """Which row of ``source`` each row of ``target`` reads; ``inverse_of`` turns another round."""
 
     source: Level
     target: Level
     geometry: Geometry
     inverse_of: Table | None = None
-    fixed_order: bool = False
 
     @property
     def volume(self) -> int:
@@ -119,7 +115,6 @@ def _table(
         forward = links[node.rulebook]
         if forward.target is not source:
             raise LidarGraphError(f"{node.name}: its input has other sites than its rulebook")
-        forward.fixed_order = True
         return Table(source, forward.source, forward.geometry, forward)
     geometry = (node.kernel, node.stride, node.padding, node.dilation)
     sizes = [

@@ -59,7 +59,7 @@ class Recording:
         self._rows = [self._buffer(f"sites{lv.index}", 16 * self._rows_of(lv))
                       for lv in sites.levels]  # fmt: skip
         self.tensors: dict[str, Buffer] = {}
-        self._tables: dict[int, tuple[Buffer, Buffer | None]] = {}
+        self._tables: dict[int, Buffer] = {}
         self._codes: dict[tuple[str, float], Buffer] = {}
         for buffer in (*(b for b, _ in self._maps), *self._rows):
             buffer.used_by(0)
@@ -105,13 +105,12 @@ class Recording:
     def _record_tables(self) -> None:
         direct = [t for t in self.sites.tables if t.inverse_of is None]
         for table in direct:
-            rows = self._rows_of(table.target)
-            columns = None if table.fixed_order else self._buffer("columns", 4 * rows)
-            self._tables[id(table)] = (self._buffer("table", 4 * table.volume * rows), columns)
+            size = 4 * table.volume * self._rows_of(table.target)
+            self._tables[id(table)] = self._buffer("table", size)
         self._record(
             lambda program: program.build_tables([self._table_task(t) for t in direct]),
             *(buffer for buffer, _ in self._maps), *self._rows,
-            *(buffer for pair in self._tables.values() for buffer in pair),
+            *self._tables.values(),
         )  # fmt: skip
         for table in self.sites.tables:
             if table.inverse_of is not None:
@@ -119,8 +118,8 @@ class Recording:
 
     def _record_inverse(self, table: Table, forward: Table) -> None:
         buffer = self._buffer("inverse", 4 * table.volume * self._rows_of(table.target))
-        source, _ = self._tables[id(forward)]
-        self._tables[id(table)] = (buffer, None)
+        source = self._tables[id(forward)]
+        self._tables[id(table)] = buffer
         self._record(
             lambda program: program.transpose_table(
                 self._at(source), table.volume, self._count(table.source),
@@ -133,7 +132,7 @@ class Recording:
     def _record_convolution(self, step: ConvStep) -> None:
         node = step.node
         table = self.sites.of_step[node.target]
-        entries, columns = self._tables[id(table)]
+        entries = self._tables[id(table)]
         packed = self.weights.of(step)
         source = self._tensor(node.source)
         codes = None
@@ -149,14 +148,14 @@ class Recording:
             given = (self._at(codes), "int8", node.input_range) if codes else None
             program.convolve(
                 given or self._features(node.source), packed.in_channels, packed.out_channels,
-                packed.weight, self._at(entries), self._at(columns), table.volume,
+                packed.weight, self._at(entries), table.volume,
                 self._count(table.target), self._rows_of(table.target), packed.scale, packed.bias,
                 self._features(step.residual) if step.residual else (0, "float32", 0.0),
                 (step.sum_range, residual_range), step.activation, 0.01,
                 self._features(step.target),
             )  # fmt: skip
 
-        self._record(emit, entries, columns, codes or source, residual, target)
+        self._record(emit, entries, codes or source, residual, target)
 
     def _record_codes(self, name: str, amax: float) -> Buffer:
         """int8 codes of a tensor that is stored in half, made once."""
@@ -235,9 +234,8 @@ class Recording:
         return self._map(level), geometry, self.rows_at(level), self._rows_of(level)
 
     def _table_task(self, table: Table) -> tuple[Any, ...]:
-        entries, columns = self._tables[id(table)]
         return (
             self.rows_at(table.target), self._count(table.target), self._rows_of(table.target),
             self._map(table.source), 0, [list(part) for part in table.geometry],
-            self._at(entries), self._at(columns),
+            self._at(self._tables[id(table)]),
         )  # fmt: skip
