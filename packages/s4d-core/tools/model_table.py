@@ -137,7 +137,7 @@ def document(what: Callable[[str], str] | None = None) -> str:
         "# Models",
         "",
         "Every model is a named configuration of the same parts: `s4d_core.get_config(name)`,",
-        "`s4d_core.build_model(name)`, `s4d-train fit --config RECIPE`. This page is written by",
+        "`s4d_core.build_model(name)`, `s4d-train fit RECIPE`. This page is written by",
         "`packages/s4d-core/tools/model_table.py`.",
         "",
         "## What they are",
