@@ -1,5 +1,5 @@
 // CenterPoint's sparse encoder on a GPU: time per stage and layer, scaling, and a soak test.
-// Usage: encoder VOXELS.tensor [time] [layers] [beside] [tune] [scale] [soak FRAMES]
+// Usage: encoder VOXELS.tensor [time] [layers] [tune] [scale] [soak FRAMES]
 // VOXELS.tensor: int32 index rows batch z y x of a 41 x 1440 x 1440 grid. Weights are random.
 #include <algorithm>
 #include <cstring>
@@ -170,25 +170,6 @@ void time_stages(const std::vector<int32_t>& rows, bool layers) {
   }
 }
 
-// The same work with tables and later levels built on a second stream.
-void time_beside(const std::vector<int32_t>& rows) {
-  const int64_t n = int64_t(rows.size()) / 4;
-  const auto counts = count_sites(rows.data(), size_t(n));
-  Array<int32_t> d_rows(rows);
-  Array<__half> features(random_features(size_t(n)));
-  const auto count = number(n);
-  for (const bool int8 : {false, true}) {
-    Encoder e(int8, 1, capacities(counts), false);
-    e.enqueue(d_rows, features, count, n, stream);
-    const auto want = e.dense().host();
-    const auto us = measure([&] { e.enqueue_beside(d_rows, features, count, n, stream); });
-    const auto got = e.dense().host();
-    std::printf("%s on two streams: %.1f us (p90 %.1f), %s\n", int8 ? "int8" : "fp16", us.first,
-                us.second, std::memcmp(want.data(), got.data(), got.size() * 2) ? "WRONG"
-                                                                                  : "same map");
-  }
-}
-
 void tune(const std::vector<int32_t>& rows) {
   const int64_t n = int64_t(rows.size()) / 4;
   const auto counts = count_sites(rows.data(), size_t(n));
@@ -206,20 +187,23 @@ void tune(const std::vector<int32_t>& rows) {
                     layer.in_channels, layer.out_channels, long(layer.capacity), layer.volume);
       if (!seen.insert(name).second) continue;
       std::vector<std::pair<double, std::string>> results;
-      for (const int warps : {4, 6, 8, 10, 12, 16}) {
-        for (const int blocks : {1, 2, 3, 4}) {
-          for (const int stage : {8192, 16384, 32768, 0}) {
-            const dev::TileChoice choice{warps, blocks, stage ? stage : 16384, stage == 0};
-            if (dev::convolve_tiles(layer, choice, stream) != cudaSuccess) {
-              cudaGetLastError();
-              continue;
+      for (const int tiles : {1, 2}) {
+        if (layer.out_channels % 64 != 0 && tiles == 1) continue;
+        for (const int warps : {4, 6, 8, 10, 12, 16}) {
+          for (const int blocks : {1, 2, 3, 4}) {
+            for (const int stage : {8192, 16384, 32768, 0}) {
+              const dev::TileChoice choice{tiles, warps, blocks, stage ? stage : 16384, stage == 0};
+              if (dev::convolve_tiles(layer, choice, stream) != cudaSuccess) {
+                cudaGetLastError();
+                continue;
+              }
+              const double us = measure([&] { OK(dev::convolve_tiles(layer, choice, stream)); }, 8,
+                                        5).first;
+              char text[100];
+              std::snprintf(text, sizeof text, "%.1f(t%d w%d b%d %s%d)", us, tiles, warps, blocks,
+                            stage ? "s" : "R", stage / 1024);
+              results.push_back({us, text});
             }
-            const double us = measure([&] { OK(dev::convolve_tiles(layer, choice, stream)); }, 8,
-                                      5).first;
-            char text[100];
-            std::snprintf(text, sizeof text, "%.1f(w%d b%d %s%d)", us, warps, blocks,
-                          stage ? "s" : "R", stage / 1024);
-            results.push_back({us, text});
           }
         }
       }
@@ -344,7 +328,7 @@ int main(int argc, char** argv) {
   std::vector<int32_t> shape;
   const auto rows = argc > 1 ? read_tensor<int32_t>(argv[1], &shape) : std::vector<int32_t>{};
   if (rows.empty()) {
-    std::printf("no index rows: %s VOXELS.tensor [time] [layers] [beside] [tune] [scale] "
+    std::printf("no index rows: %s VOXELS.tensor [time] [layers] [tune] [scale] "
                 "[soak FRAMES]\n",
                 argv[0]);
     return 2;
@@ -353,7 +337,6 @@ int main(int argc, char** argv) {
   for (int i = 2; i < argc; ++i) {
     const std::string what = argv[i];
     if (what == "time" || what == "layers") time_stages(rows, what == "layers");
-    if (what == "beside") time_beside(rows);
     if (what == "tune") tune(rows);
     if (what == "scale") scale(rows);
     if (what == "soak") soak(rows, i + 1 < argc ? std::atoi(argv[i + 1]) : 10000);

@@ -132,16 +132,6 @@ void check_tables(const cpu::Grid& g, size_t n, const cpu::Geometry& geo) {
   expect(out.count.host()[0] == int(m) && out_rows.host() == book.out_indices,
          text("strided rows in a chain", g, n, geo));
 
-  if (geo.dilation == cpu::Axes{1, 1, 1} && geo.kernel[0] >= geo.stride[0] &&
-      geo.kernel[1] >= geo.stride[1] && geo.kernel[2] >= geo.stride[2]) {
-    Map beside(view(book.out_grid));
-    Array<int32_t> beside_rows(4 * m);
-    dev::SiteLevel extended[2] = {chain[0], chain[1]};
-    extended[1].map = beside.map;
-    extended[1].indices = beside_rows;
-    OK(dev::extend_sites(d_rows, d_count, int64_t(n), extended, 2, false, errors, 0));
-    expect(beside_rows.host() == book.out_indices, text("strided rows beside", g, n, geo));
-  }
   Map alone(view(book.out_grid));
   Array<int32_t> alone_rows(4 * m);
   dev::SiteLevel level = chain[1];

@@ -58,57 +58,16 @@ class Encoder {
     }
     for (auto& f : features_) f = Array<char>(widest);
     dense_ = Array<__half>(size_t{256} * 180 * 180 * batch);
-    OK(cudaStreamCreateWithFlags(&beside_, cudaStreamNonBlocking));
-    for (cudaEvent_t* event : {&start_, &sites_, &tables_done_}) {
-      OK(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
-    }
     plan(seed);
   }
-  ~Encoder() {
-    cudaDeviceSynchronize();
-    cudaStreamDestroy(beside_);
-    for (const cudaEvent_t event : {start_, sites_, tables_done_}) cudaEventDestroy(event);
-  }
 
-  // The whole encoder on one stream.
+  // The whole encoder.
   void enqueue(const int32_t* indices, const __half* features, const int32_t* count,
                int64_t capacity, cudaStream_t s) {
     OK(cudaMemsetAsync(errors_, 0, errors_.size() * 4, s));
     OK(cudaMemsetAsync(maps_, 0, maps_.size(), s));
     OK(dev::build_sites(indices, count, capacity, levels_, kLevels, true, errors_, s));
     for (int which = 2; which < 6; ++which) stage(which, indices, features, count, capacity, s);
-  }
-
-  // The same on two: what the first level does not need is built beside it.
-  void enqueue_beside(const int32_t* indices, const __half* features, const int32_t* count,
-                      int64_t capacity, cudaStream_t s) {
-    const auto first = static_cast<size_t>(
-        dev::site_map_bytes(levels_[0].map.grid));
-    OK(cudaMemsetAsync(errors_, 0, errors_.size() * 4, s));
-    OK(cudaEventRecord(start_, s));
-    OK(cudaStreamWaitEvent(beside_, start_, 0));
-    OK(cudaMemsetAsync(maps_ + first, 0, maps_.size() - first, beside_));
-    OK(dev::extend_sites(indices, count, capacity, levels_, kLevels, true, errors_, beside_));
-
-    OK(cudaMemsetAsync(maps_, 0, first, s));
-    OK(dev::build_sites(indices, count, capacity, levels_, 1, true, errors_, s));
-    OK(cudaEventRecord(sites_, s));
-    OK(cudaStreamWaitEvent(beside_, sites_, 0));
-    OK(dev::build_tables(table_tasks_.data() + 1, static_cast<int>(table_tasks_.size()) - 1,
-                         beside_));
-    OK(cudaEventRecord(tables_done_, beside_));
-
-    OK(dev::build_tables(table_tasks_.data(), 1, s));
-    place(indices, features, count, capacity, s);
-    for (size_t i = 0; i < layers_.size(); ++i) {
-      auto layer = layers_[i];
-      if (i == 5) {
-        OK(cudaStreamWaitEvent(s, tables_done_, 0));
-        layer.overlap = false;
-      }
-      OK(dev::convolve(layer, s));
-    }
-    scatter(s);
   }
 
   // One stage alone, for measurements: 0 to 5 are clear, sites (which clear too), tables, place,
@@ -256,8 +215,6 @@ class Encoder {
   }
 
   bool int8_, grouped_;
-  cudaStream_t beside_;
-  cudaEvent_t start_, sites_, tables_done_;
   std::vector<int64_t> capacity_;
   Array<int32_t> errors_, counts_;
   Array<char> maps_;

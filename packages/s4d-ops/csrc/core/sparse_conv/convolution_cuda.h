@@ -51,9 +51,6 @@ struct ConvolutionTask {
   // The weights, bias and scale were complete before the work just ahead on this stream began (an
   // engine's constants): they are then fetched while that work still runs.
   bool settled_weights = false;
-  // Start while the work just ahead on the stream ends (compute capability 9.0 on). False for the
-  // first convolution after the stream has waited for an event.
-  bool overlap = true;
 
   Features output;  // written, f32, f16 or i8; may be the residual's memory, never the input's
 };

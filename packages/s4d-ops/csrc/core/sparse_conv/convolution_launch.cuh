@@ -11,6 +11,32 @@ namespace s4d::sparse::cuda {
 
 namespace {
 
+struct Device {
+  int multiprocessors = 0;
+  int shared_bytes = 0;  // of a block, at most
+  bool overlaps = false;  // kernels may start before the one ahead has ended
+  cudaError_t error = cudaSuccess;
+};
+
+Device current_device() {
+  Device d;
+  int number = 0;
+  d.error = cudaGetDevice(&number);
+  if (d.error == cudaSuccess) {
+    d.error = cudaDeviceGetAttribute(&d.multiprocessors, cudaDevAttrMultiProcessorCount, number);
+  }
+  if (d.error == cudaSuccess) {
+    d.error = cudaDeviceGetAttribute(&d.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                                     number);
+  }
+  int major = 0;
+  if (d.error == cudaSuccess) {
+    d.error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, number);
+  }
+  d.overlaps = major >= 9;
+  return d;
+}
+
 int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 template <class Sum, int kPiece, int kParts, int kTiles, int kColumns, bool kResident>
@@ -28,8 +54,17 @@ cudaError_t launch(TileTask& t, int grid_columns, int warps, int blocks, int sha
   const int64_t tiles = (t.task.capacity + 16 * kTiles - 1) / (16 * kTiles);
   const int64_t most = int64_t{device.multiprocessors} * std::min(resident, blocks);
   const int64_t x = std::max<int64_t>(1, std::min(most, (tiles + slots - 1) / slots));
-  return launch_overlapped(kernel, dim3(static_cast<unsigned>(x), grid_columns), dim3(warps * 32),
-                           shared, device.overlaps && t.task.overlap, stream, t);
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(x), grid_columns);
+  config.blockDim = dim3(warps * 32);
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  cudaLaunchAttribute overlap;  // this kernel's start with the end of the one before
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &overlap;
+  config.numAttrs = device.overlaps ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, t);
 }
 
 template <class Sum, int kPiece, int kParts, int kTiles, int kColumns>
@@ -37,14 +72,26 @@ cudaError_t place(const ConvolutionTask& task, const PackedLayout& layout, const
                   cudaStream_t stream) {
   const Device device = current_device();
   if (device.error != cudaSuccess) return device.error;
-  TileTask t = describe_task(task, layout);
+  TileTask t;
+  t.task = task;
+  t.row_bytes = layout.row_bytes;
+  t.groups = layout.groups;
+  t.columns = layout.columns;
+  t.all_columns = layout.all_columns;
+  t.out_stride = padded_channels(task.output.type, task.out_channels);
+  t.residual_stride =
+      task.residual.data ? padded_channels(task.residual.type, task.out_channels) : 0;
+  t.output = Grid8(task.output.range);
+  t.sum = Grid8(task.sum_range);
+  t.residual = Grid8(task.residual_range);
+  t.residual_unit = task.residual.range / 127.0f;
   t.warp_bytes = std::max(task.volume * 16 * kTiles * 4 + round_up((task.volume + 31) / 32 * 4, 16),
                           16 * kTiles * row_floats(kColumns) * 4);
   const int slab_bytes = static_cast<int>(layout.slab_bytes);
   const int slabs = task.volume * kParts * layout.groups;
   const int groups = layout.columns / kColumns;
   const int epilogue = round_up(layout.columns * 8, 16);
-  constexpr int kMaxWarps = 512 / 32;
+  constexpr int kMaxWarps = (kTiles * kColumns >= 128 ? 256 : 512) / 32;
   int warps = std::min(choice.warps, kMaxWarps) / groups * groups;
   warps = std::max(warps, groups);
   // Fewer warps where the kernel has very many offsets.
@@ -79,12 +126,13 @@ cudaError_t place(const ConvolutionTask& task, const PackedLayout& layout, const
                                                                  stream);
 }
 
-// Wide results take 16 rows a warp, narrow ones 32.
+// Wide results take 16 rows a warp, narrow ones 32: about the same number of sums a thread.
 template <class Sum, int kPiece, int kParts>
 cudaError_t by_columns(const ConvolutionTask& task, const PackedLayout& layout,
                        const TileChoice& choice, cudaStream_t stream) {
   if (layout.columns % 64 == 0) {
-    return place<Sum, kPiece, kParts, 1, 64>(task, layout, choice, stream);
+    return choice.tiles == 2 ? place<Sum, kPiece, kParts, 2, 64>(task, layout, choice, stream)
+                             : place<Sum, kPiece, kParts, 1, 64>(task, layout, choice, stream);
   }
   if (layout.columns % 32 == 0) {
     return place<Sum, kPiece, kParts, 2, 32>(task, layout, choice, stream);

@@ -20,21 +20,14 @@ struct PackedLayout {
 };
 PackedLayout packed_layout(DType type, int32_t in_channels, int32_t out_channels);
 
-struct Device {
-  int multiprocessors = 0;
-  int shared_bytes = 0;   // of a block, at most
-  bool overlaps = false;  // kernels may start before the one ahead has ended
-  cudaError_t error = cudaSuccess;
-};
-Device current_device();
-
 struct TileChoice {
+  int tiles;          // 16-row tiles of a warp, 1 or 2
   int warps;          // of a block, at most
   int blocks;         // of a multiprocessor, at most
   int stage_bytes;    // of the ring, at most
   bool resident;      // all weights in shared memory, where they fit
 };
-TileChoice choose_tiles(const ConvolutionTask& task, const Device& device);
+TileChoice choose_tiles(const ConvolutionTask& task);
 cudaError_t convolve_tiles(const ConvolutionTask& task, const TileChoice& choice,
                            cudaStream_t stream);
 

@@ -8,7 +8,6 @@
 // chains of dependent instructions here, so what counts is to need few instructions a step.
 #pragma once
 
-#include "convolution_launch.h"
 #include "mma_device.cuh"
 #include "rows_device.cuh"
 
@@ -30,40 +29,6 @@ struct TileTask {
   Grid8 output, sum, residual;  // rounding; a residual of codes is restored with residual_unit
   float residual_unit;
 };
-
-inline TileTask describe_task(const ConvolutionTask& task, const PackedLayout& layout) {
-  TileTask t = {};
-  t.task = task;
-  t.row_bytes = layout.row_bytes;
-  t.groups = layout.groups;
-  t.columns = layout.columns;
-  t.all_columns = layout.all_columns;
-  t.out_stride = padded_channels(task.output.type, task.out_channels);
-  t.residual_stride =
-      task.residual.data ? padded_channels(task.residual.type, task.out_channels) : 0;
-  t.output = Grid8(task.output.range);
-  t.sum = Grid8(task.sum_range);
-  t.residual = Grid8(task.residual_range);
-  t.residual_unit = task.residual.range / 127.0f;
-  return t;
-}
-
-// Launches a kernel that may start while the one ahead ends (it waits where it has to).
-template <class Kernel>
-cudaError_t launch_overlapped(Kernel kernel, dim3 grid, dim3 block, int shared, bool overlap,
-                              cudaStream_t stream, const TileTask& t) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.dynamicSmemBytes = shared;
-  config.stream = stream;
-  cudaLaunchAttribute early;
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &early;
-  config.numAttrs = overlap ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, t);
-}
 
 constexpr int kRing = 4;  // stages in shared memory when the weights do not fit
 
@@ -134,7 +99,7 @@ __device__ inline void finish(const TileTask& t, int64_t row, int column, float 
 // kPiece: bytes of depth of a slab, 32 or 64; kParts: slabs of an offset that are worked on
 // together. kTiles: 16-row tiles of a warp. kColumns: output channels of a warp.
 template <class Sum, int kPiece, int kParts, int kTiles, int kColumns, bool kResident>
-__global__ void __launch_bounds__(512)
+__global__ void __launch_bounds__(kTiles * kColumns >= 128 ? 256 : 512)
     tile_kernel(const __grid_constant__ TileTask t) {
   constexpr int kRows = 16 * kTiles;
   constexpr int kHeld = 2 * kTiles;           // rows of a thread

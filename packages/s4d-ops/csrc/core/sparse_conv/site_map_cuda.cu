@@ -74,21 +74,19 @@ struct Chain {
   GeometryView geometry[kMaxChain];  // from the level before
 };
 
-// Marks the cells of level first_level + blockIdx.y that depend on a row of level 0. With kernels no smaller than
+// Marks the cells of level blockIdx.y that depend on a row of level 0. With kernels no smaller than
 // their strides and no dilation those are a box, whatever the number of levels between.
 __global__ void mark_chain_kernel(const int4* rows, const int32_t* count, int32_t capacity,
-                                  const __grid_constant__ Chain chain, int first_level,
-                                  int32_t* errors) {
+                                  const __grid_constant__ Chain chain, int32_t* errors) {
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i >= min(*count, capacity)) return;
   const int4 r = rows[i];
-  const int target = first_level + static_cast<int>(blockIdx.y);
   if (!inside(chain.map[0].grid, r)) {
-    if (errors && target == 0) atomicAdd(errors + kRowsOutside, 1);
+    if (errors && blockIdx.y == 0) atomicAdd(errors + kRowsOutside, 1);
     return;
   }
   int low[3] = {r.y, r.z, r.w}, high[3] = {r.y, r.z, r.w};
-  for (int level = 1; level <= target; ++level) {
+  for (int level = 1; level <= static_cast<int>(blockIdx.y); ++level) {
     const GeometryView& g = chain.geometry[level];
     const GridView& grid = chain.map[level].grid;
     const int size[3] = {grid.a, grid.b, grid.c};
@@ -100,12 +98,12 @@ __global__ void mark_chain_kernel(const int4* rows, const int32_t* count, int32_
       high[axis] = min((high[axis] + g.padding[axis]) / g.stride[axis], size[axis] - 1);
     }
   }
-  const MapView& map = chain.map[target];
+  const MapView& map = chain.map[blockIdx.y];
   for (int a = low[0]; a <= high[0]; ++a) {
     for (int b = low[1]; b <= high[1]; ++b) {
       for (int c = low[2]; c <= high[2]; ++c) {
         const int64_t key = key_at(map.grid, r.x, a, b, c);
-        if (target > 0) {
+        if (blockIdx.y > 0) {
           // Most cells of later levels are marked by many rows: look first.
           const Cell cell = cell_at(key);
           const uint32_t* word = reinterpret_cast<const uint32_t*>(map.units + cell.unit) + 1;
@@ -281,28 +279,6 @@ bool boxes(const SiteLevel* levels, int number) {
   return true;
 }
 
-// Levels first_level on of a chain of boxes, whose maps are clear.
-cudaError_t build_boxes(const int32_t* indices, const int32_t* count, int64_t capacity,
-                        const SiteLevel* levels, int first_level, int number_of_levels,
-                        int32_t* errors, cudaStream_t stream) {
-  Chain chain;
-  for (int i = 0; i < number_of_levels; ++i) {
-    chain.map[i] = view_of(levels[i].map);
-    chain.geometry[i] = levels[i].geometry;
-  }
-  if (capacity > 0) {
-    const dim3 grid(blocks_for(capacity), number_of_levels - first_level);
-    mark_chain_kernel<<<grid, kThreads, 0, stream>>>(reinterpret_cast<const int4*>(indices), count,
-                                                     static_cast<int32_t>(capacity), chain,
-                                                     first_level, errors);
-  }
-  return list(levels + first_level, number_of_levels - first_level, errors, stream);
-}
-
-cudaError_t clear(const SiteLevel& level, cudaStream_t stream) {
-  return cudaMemsetAsync(level.map.memory, 0, site_map_bytes(level.map.grid), stream);
-}
-
 bool good(const SiteLevel& level) {
   return site_map_bytes(level.map.grid) > 0 && level.map.memory && level.map.count &&
          level.capacity >= 0 && level.capacity <= INT32_MAX / 4;
@@ -359,12 +335,23 @@ cudaError_t build_sites(const int32_t* indices, const int32_t* count, int64_t ca
       return cudaErrorInvalidValue;
     }
     if (!cleared) {
-      const cudaError_t error = clear(levels[i], stream);
+      const cudaError_t error = cudaMemsetAsync(levels[i].map.memory, 0,
+                                                site_map_bytes(levels[i].map.grid), stream);
       if (error != cudaSuccess) return error;
     }
   }
   if (number_of_levels <= kMaxChain && boxes(levels, number_of_levels)) {
-    return build_boxes(indices, count, capacity, levels, 0, number_of_levels, errors, stream);
+    Chain chain;
+    for (int i = 0; i < number_of_levels; ++i) {
+      chain.map[i] = view_of(levels[i].map);
+      chain.geometry[i] = levels[i].geometry;
+    }
+    if (capacity > 0) {
+      mark_chain_kernel<<<dim3(blocks_for(capacity), number_of_levels), kThreads, 0, stream>>>(
+          reinterpret_cast<const int4*>(indices), count, static_cast<int32_t>(capacity), chain,
+          errors);
+    }
+    return list(levels, number_of_levels, errors, stream);
   }
   cudaError_t error = build_sites(indices, count, capacity, levels, 1, true, errors, stream);
   for (int i = 1; i < number_of_levels && error == cudaSuccess; ++i) {
@@ -375,24 +362,6 @@ cudaError_t build_sites(const int32_t* indices, const int32_t* count, int64_t ca
   return error;
 }
 
-cudaError_t extend_sites(const int32_t* indices, const int32_t* count, int64_t capacity,
-                         const SiteLevel* levels, int number_of_levels, bool cleared,
-                         int32_t* errors, cudaStream_t stream) {
-  if (number_of_levels < 2 || number_of_levels > kMaxChain || capacity < 0 ||
-      capacity > INT32_MAX / 4 || site_map_bytes(levels[0].map.grid) == 0) {
-    return cudaErrorInvalidValue;
-  }
-  for (int i = 1; i < number_of_levels; ++i) {
-    if (!good(levels[i]) || !good(levels[i].geometry)) return cudaErrorInvalidValue;
-  }
-  if (!boxes(levels, number_of_levels)) return cudaErrorInvalidValue;
-  for (int i = 1; i < number_of_levels && !cleared; ++i) {
-    const cudaError_t error = clear(levels[i], stream);
-    if (error != cudaSuccess) return error;
-  }
-  return build_boxes(indices, count, capacity, levels, 1, number_of_levels, errors, stream);
-}
-
 cudaError_t strided_sites(const int32_t* indices, const int32_t* count, int64_t capacity,
                           const SiteLevel& level, bool cleared, int32_t* errors,
                           cudaStream_t stream) {
@@ -400,7 +369,8 @@ cudaError_t strided_sites(const int32_t* indices, const int32_t* count, int64_t 
     return cudaErrorInvalidValue;
   }
   if (!cleared) {
-    const cudaError_t error = clear(level, stream);
+    const cudaError_t error =
+        cudaMemsetAsync(level.map.memory, 0, site_map_bytes(level.map.grid), stream);
     if (error != cudaSuccess) return error;
   }
   const Window window = window_of(level.geometry);
