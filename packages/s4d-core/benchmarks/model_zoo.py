@@ -212,10 +212,11 @@ def training(config: Sparse4DConfig, device: str, batch: int | None, steps: int)
             recipe,
             model=replace(recipe.model, name=str(folder / "model.json")),
             data=replace(recipe.data, image_size=config.image.size),
-            run=replace(run, batch=1, precision="bf16"),
+            run=replace(run, batch=batch or 1, precision="bf16"),
         )
+    warmup = 4 if device == "cuda" else 1
     args = argparse.Namespace(
-        objects=OBJECTS, steps=steps, warmup=4, overrides=[], profile=False, rows=0
+        objects=OBJECTS, steps=steps, warmup=warmup, overrides=[], profile=False, rows=0
     )
     for precision in dict.fromkeys((recipe.run.precision, "bf16")):  # random weights overflow
         recipe = replace(recipe, run=replace(recipe.run, precision=precision))

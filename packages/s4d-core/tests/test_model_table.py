@@ -12,7 +12,7 @@ import s4d_core
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "model_table.py"
 # Counted anew here; the others take their line from the page, which takes half a minute less.
-COUNTED = ("sparse4dv3_tiny", "sparse4dv2_r50_256x704", "sparse4dv1_r101_h4_640x1600")
+COUNTED = ("sparse4dv3_tiny", "sparse4dv2_r50_256x704")
 
 
 def _tool() -> ModuleType:
