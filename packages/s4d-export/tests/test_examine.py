@@ -138,7 +138,7 @@ def test_an_unknown_operator_is_one_sentence(exported, plain, feeds, tmp_path, c
         graph.node[20].op_type = "Frobnicate"
 
     model = edited(plain, unknown)
-    with pytest.raises(GraphError, match="ONNX Runtime refused the graph"):
+    with pytest.raises(GraphError, match="refused the graph"):
         GraphSession(model)
     path = tmp_path / "unknown.s4d"
     save_artifact(path, model, build_manifest(exported.model.config, "u", "plugin", "fp32"))
