@@ -14,35 +14,16 @@ from tqdm import tqdm
 
 from s4d_train.errors import DataError, MissingFileError
 
+from .annotations import add_annotations
 from .config import CAMERA_NAMES, CLASS_NAMES
 from .index import DriveIndex, write_index
-from .poses import inverse, pose_matrices, rotation_matrices
+from .lookup import Lookup, texts
+from .poses import inverse, pose_matrices
 from .source import TABLES, Columns, read_tables
 
-__all__ = ["CATEGORY_CLASS", "check_files", "convert"]
+__all__ = ["check_files", "convert"]
 
 Array = npt.NDArray[Any]
-
-CATEGORY_CLASS = {
-    "vehicle.car": "car",
-    "vehicle.truck": "truck",
-    "vehicle.construction": "construction_vehicle",
-    "vehicle.bus.bendy": "bus",
-    "vehicle.bus.rigid": "bus",
-    "vehicle.trailer": "trailer",
-    "movable_object.barrier": "barrier",
-    "vehicle.motorcycle": "motorcycle",
-    "vehicle.bicycle": "bicycle",
-    "human.pedestrian.adult": "pedestrian",
-    "human.pedestrian.child": "pedestrian",
-    "human.pedestrian.construction_worker": "pedestrian",
-    "human.pedestrian.police_officer": "pedestrian",
-    "movable_object.trafficcone": "traffic_cone",
-}
-"""The detection classes of nuScenes; its other categories are none of them."""
-
-_VELOCITY_WINDOW = 1.5
-"""Neighbouring annotations farther apart than this (seconds) give no velocity; the devkit's."""
 
 
 def convert(
@@ -74,7 +55,7 @@ def convert(
         bar.update()
         cameras = _sensors(tables, columns, max_sweeps)
         bar.update()
-        instances = _annotations(tables, columns)
+        instances = add_annotations(tables, columns)
         bar.update()
         combined = "".join(digest[name] for name in sorted(digest))
         header = {
@@ -83,8 +64,8 @@ def convert(
             "source_hash": hashlib.sha256(combined.encode()).hexdigest(),
             "cameras": cameras,
             "classes": list(CLASS_NAMES),
-            "categories": _texts(tables["category"]["name"]),
-            "attributes": _texts(tables["attribute"]["name"]),
+            "categories": texts(tables["category"]["name"]),
+            "attributes": texts(tables["attribute"]["name"]),
             "scenes": scenes,
             "splits": _splits(scenes),
             "instances": instances,
@@ -125,39 +106,12 @@ def check_files(index: DriveIndex, root: str | Path | None = None) -> int:
     return len(names)
 
 
-def _texts(column: Array) -> list[str]:
-    return [value.decode() for value in column]
-
-
-class _Lookup:
-    """Row numbers of tokens."""
-
-    def __init__(self, tokens: Array) -> None:
-        self.order = np.argsort(tokens)
-        self.sorted = tokens[self.order]
-
-    def find(self, tokens: Array) -> npt.NDArray[np.int64]:
-        """(n,) rows, -1 for tokens that are not there."""
-        if not len(self.sorted):
-            return np.full(len(tokens), -1, dtype=np.int64)
-        at = np.minimum(np.searchsorted(self.sorted, tokens), len(self.sorted) - 1)
-        return np.where(self.sorted[at] == tokens, self.order[at], -1)
-
-    def rows(self, tokens: Array, what: str) -> npt.NDArray[np.int64]:
-        """(n,) rows; DataError when a token is not there."""
-        found = self.find(tokens)
-        if (found < 0).any():
-            token = tokens[int(np.argmax(found < 0))].decode()
-            raise DataError(f"the tables name the {what} {token}, which no row has")
-        return found
-
-
 def _samples(tables: dict[str, Columns]) -> tuple[Columns, list[str]]:
     """Sample columns ordered by scene and time, and the scene names."""
     sample, scene = tables["sample"], tables["scene"]
     if not len(sample["token"]):
         raise DataError("the sample table is empty; check the version")
-    scene_row = _Lookup(scene["token"]).rows(sample["scene_token"], "scene")
+    scene_row = Lookup(scene["token"]).rows(sample["scene_token"], "scene")
     order = np.lexsort((sample["timestamp"], scene_row))
     row = scene_row[order]
     first = np.searchsorted(row, row)
@@ -167,20 +121,20 @@ def _samples(tables: dict[str, Columns]) -> tuple[Columns, list[str]]:
         "scene": row.astype(np.int32),
         "frame": (np.arange(len(row)) - first).astype(np.int32),
     }
-    return columns, _texts(scene["name"])
+    return columns, texts(scene["name"])
 
 
 def _sensors(tables: dict[str, Columns], columns: Columns, max_sweeps: int) -> list[str]:
     """Add LiDAR, camera and sweep columns; returns the camera names."""
     data, calibrated, sensor = (tables[n] for n in ("sample_data", "calibrated_sensor", "sensor"))
-    sensor_of = _Lookup(sensor["token"]).rows(calibrated["sensor_token"], "sensor")
-    calibration = _Lookup(calibrated["token"]).rows(
+    sensor_of = Lookup(sensor["token"]).rows(calibrated["sensor_token"], "sensor")
+    calibration = Lookup(calibrated["token"]).rows(
         data["calibrated_sensor_token"], "calibrated sensor"
     )
     channel = sensor["channel"][sensor_of][calibration]
     modality = sensor["modality"][sensor_of][calibration]
-    sample = _Lookup(columns["token"]).find(data["sample_token"])
-    poses = _Lookup(tables["ego_pose"]["token"])
+    sample = Lookup(columns["token"]).find(data["sample_token"])
+    poses = Lookup(tables["ego_pose"]["token"])
     count = len(columns["token"])
 
     def ego2global(rows: Array) -> Array:
@@ -207,7 +161,7 @@ def _sensors(tables: dict[str, Columns], columns: Columns, max_sweeps: int) -> l
     columns["ego2global"] = ego2global(lidar)
     global2lidar = inverse(columns["ego2global"] @ columns["lidar2ego"])
 
-    present = set(_texts(np.unique(channel[modality == b"camera"])))
+    present = set(texts(np.unique(channel[modality == b"camera"])))
     cameras = [name for name in CAMERA_NAMES if name in present]
     cameras += sorted(present - set(CAMERA_NAMES))
     rows = np.stack([key_rows(name) for name in cameras], 1) if cameras else None
@@ -235,7 +189,7 @@ def _sensors(tables: dict[str, Columns], columns: Columns, max_sweeps: int) -> l
 
 def _sweeps(data: Columns, lidar: Array, most: int, columns: Columns) -> None:
     """Up to ``most`` LiDAR readings before each key frame, newest first."""
-    before = _Lookup(data["token"])
+    before = Lookup(data["token"])
     rows, owners = [], []
     current, sample = lidar, np.arange(len(lidar))
     for _ in range(most):
@@ -251,82 +205,6 @@ def _sweeps(data: Columns, lidar: Array, most: int, columns: Columns) -> None:
     columns["sweep_start"] = np.searchsorted(owner, np.arange(len(lidar) + 1)).astype(np.int64)
     columns["sweep_file"] = data["filename"][row]
     columns["sweep_timestamp"] = data["timestamp"][row].astype(np.int64)
-
-
-def _annotations(tables: dict[str, Columns], columns: Columns) -> int:
-    """Add the annotation columns; returns the number of objects."""
-    rows = tables["sample_annotation"]
-    count = len(columns["token"])
-    if not len(rows["token"]):  # the test set
-        empty = np.zeros(0, dtype=np.int32)
-        columns["annotation_start"] = np.zeros(count + 1, dtype=np.int64)
-        columns["box"], columns["velocity"] = np.zeros((0, 7)), np.zeros((0, 2))
-        for name in (
-            "label",
-            "category",
-            "attribute",
-            "visibility",
-            "instance",
-            "num_lidar_pts",
-            "num_radar_pts",
-        ):
-            columns[name] = empty
-        return 0
-    sample = _Lookup(columns["token"]).rows(rows["sample_token"], "sample")
-    order = np.argsort(sample, kind="stable")
-    sample = sample[order]
-    rows = {name: column[order] for name, column in rows.items()}
-    columns["annotation_start"] = np.searchsorted(sample, np.arange(count + 1)).astype(np.int64)
-
-    lidar2global = columns["ego2global"] @ columns["lidar2ego"]
-    global2lidar = inverse(lidar2global)[sample]
-    turn = global2lidar[:, :3, :3]
-    centre = np.einsum("aij,aj->ai", turn, rows["translation"]) + global2lidar[:, :3, 3]
-    heading = np.einsum("aij,aj->ai", turn, rotation_matrices(rows["rotation"])[:, :, 0])
-    yaw = np.arctan2(heading[:, 1], heading[:, 0])
-    size = rows["size"][:, [1, 0, 2]]  # nuScenes has width, length, height
-    columns["box"] = np.concatenate([centre, size, yaw[:, None]], 1)
-    velocity = _velocities(rows, columns["timestamp"][sample])
-    columns["velocity"] = np.einsum("aij,aj->ai", turn, velocity)[:, :2]
-
-    instance = _Lookup(tables["instance"]["token"]).rows(rows["instance_token"], "instance")
-    category = _Lookup(tables["category"]["token"]).rows(
-        tables["instance"]["category_token"], "category"
-    )[instance]
-    names = _texts(tables["category"]["name"])
-    label = np.array([_class_of(name) for name in names], dtype=np.int32)
-    columns["label"] = label[category]
-    columns["category"] = category.astype(np.int32)
-    attribute = _Lookup(tables["attribute"]["token"]).find(rows["attribute_tokens"])
-    columns["attribute"] = attribute.astype(np.int32)
-    visibility = rows["visibility_token"]
-    columns["visibility"] = np.where(visibility == b"", b"0", visibility).astype(np.int32)
-    columns["instance"] = instance.astype(np.int32)
-    for name in ("num_lidar_pts", "num_radar_pts"):
-        columns[name] = rows[name].astype(np.int32)
-    return len(tables["instance"]["token"])
-
-
-def _class_of(category: str) -> int:
-    name = CATEGORY_CLASS.get(category)
-    return CLASS_NAMES.index(name) if name else -1
-
-
-def _velocities(rows: Columns, timestamp: Array) -> Array:
-    """(A, 3) m/s in the global frame from the neighbours in time, as the devkit has it.
-
-    Central difference where both neighbours exist, one-sided else, NaN where the time between is
-    above 1.5 s (3 s for two neighbours) or there is no neighbour.
-    """
-    lookup = _Lookup(rows["token"])
-    own = np.arange(len(timestamp))
-    before, after = lookup.find(rows["prev"]), lookup.find(rows["next"])
-    both = (before >= 0) & (after >= 0)
-    first, last = np.where(before >= 0, before, own), np.where(after >= 0, after, own)
-    seconds = 1e-6 * (timestamp[last] - timestamp[first])
-    usable = (last != first) & (seconds <= np.where(both, 2, 1) * _VELOCITY_WINDOW) & (seconds > 0)
-    step = rows["translation"][last] - rows["translation"][first]
-    return np.where(usable[:, None], step / np.where(usable, seconds, 1.0)[:, None], np.nan)
 
 
 def _splits(scenes: list[str]) -> dict[str, list[str]]:
