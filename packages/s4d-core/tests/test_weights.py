@@ -299,3 +299,20 @@ def test_the_pyramid_of_a_detector(tmp_path: Path) -> None:
     torch.save(empty(iter(names[:-30])), tmp_path / "detector.pth")
     with pytest.raises(s4d_core.CheckpointError, match="not a checkpoint of the feature pyramid"):
         s4d_core.load_backbone(model, tmp_path / "detector.pth", neck=True)
+
+
+def test_a_published_detector_has_the_names_of_dd3d_and_torchvision() -> None:
+    for backbone, expected in (
+        (VoVNetConfig(), dd3d("img_backbone.")),
+        (ResNetConfig(layers=(3, 4, 23, 3)), resnet("img_backbone.", (3, 4, 23, 3))),
+    ):
+        config = s4d_core.Sparse4DConfig(name="detector", backbone=backbone)
+        with torch.device("meta"):
+            own = {f"backbone.{n}": v for n, v in build_backbone(backbone).state_dict().items()}
+        names = s4d_core.reference_names(own, config)
+        found = {
+            names[n]: tuple(v.shape)
+            for n, v in own.items()
+            if isinstance(backbone, ResNetConfig) or not n.endswith("num_batches_tracked")
+        }
+        assert found == dict(expected)

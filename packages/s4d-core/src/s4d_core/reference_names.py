@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
+from .backbones.config import VoVNetConfig
+from .backbones.layouts import Layout, layouts_of
 from .config import DecoderConfig, Sparse4DConfig
 
 __all__ = ["reference_name", "reference_names"]
@@ -85,11 +88,22 @@ def reference_name(name: str, config: Sparse4DConfig) -> str:
         operation, rules = _PARTS[match[2]]
         place = _places(config.decoder)[int(match[1]), operation]
         return f"head.layers.{place}.{_apply(rules, match[3])}"
+    if name.startswith("backbone.") and isinstance(config.backbone, VoVNetConfig):
+        # The names of DD3D, as every published detector with this backbone keeps them.
+        theirs = _vovnet(config.backbone).rename(name.removeprefix("backbone."), "img_backbone.")
+        if theirs is None:
+            raise KeyError(name)
+        return theirs
     match = re.fullmatch(r"head\.depth_reweight\.(.*)", name)
     if match and config.depth_reweight is not None:
         last = (r"output\.(.*)", rf"depth_fc.{config.depth_reweight.blocks}.\1")
         return "head.depth_module." + _apply((*_REWEIGHT, last), match[1])
     return _apply(_OUTSIDE, name)
+
+
+@lru_cache(maxsize=4)
+def _vovnet(config: VoVNetConfig) -> Layout:
+    return layouts_of(config)[0]
 
 
 def reference_names(names: Iterable[str], config: Sparse4DConfig) -> dict[str, str]:
