@@ -12,6 +12,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from s4d_runtime.backends.ort_common import DISABLED_OPTIMIZERS
+
 from .errors import GraphError
 from .schema import DOMAIN
 
@@ -49,7 +51,10 @@ class GraphSession:
             options.register_custom_ops_library(str(library_path("onnxruntime", "cpu")))
         try:
             self._session = ort.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+                model.SerializeToString(),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=list(DISABLED_OPTIMIZERS),
             )
         except Exception as error:  # onnxruntime has no common error class
             reason = str(error).strip().split("\n")[0][:300]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..artifact import Artifact, Manifest, TensorSpec
 from ..errors import BackendError
 from .base import Backend, EngineOptions
-from .ort_common import check_session, first_line, register_plugin
+from .ort_common import DISABLED_OPTIMIZERS, check_session, first_line, register_plugin
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -61,7 +61,12 @@ class OnnxRuntimeCpu(Backend):
             register_plugin(settings, "cpu")
         data = artifact.read_model()
         try:
-            session = ort.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(
+                data,
+                settings,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=list(DISABLED_OPTIMIZERS),
+            )
         except Exception as error:  # onnxruntime has no common error class
             raise BackendError(
                 f"ONNX Runtime {ort.__version__} refused {artifact.path.name}: {first_line(error)}"

@@ -25,7 +25,7 @@ from ..errors import (
 )
 from .base import EngineOptions
 from .device import DeviceBackend
-from .ort_common import check_session, first_line, register_plugin
+from .ort_common import DISABLED_OPTIMIZERS, check_session, first_line, register_plugin
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -110,6 +110,7 @@ class OnnxRuntimeCuda(DeviceBackend):
                 data,
                 settings,
                 providers=[(PROVIDER, provider), "CPUExecutionProvider"],
+                disabled_optimizers=list(DISABLED_OPTIMIZERS),
                 enable_fallback=0,  # else a failure here becomes a slow session without a word
             )
         except Exception as error:  # onnxruntime has no common error class

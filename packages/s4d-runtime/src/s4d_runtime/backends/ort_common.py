@@ -10,7 +10,11 @@ from ..errors import BackendUnavailableError, ManifestError
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["check_session", "first_line", "register_plugin"]
+__all__ = ["DISABLED_OPTIMIZERS", "check_session", "first_line", "register_plugin"]
+
+# It stores a bias as int32 with the product of the input's and the weights' scales. In half
+# precision that product underflows, and an int8 convolution of an fp16 graph loses its bias.
+DISABLED_OPTIMIZERS = ("WeightBiasQuantization",)
 
 _ORT_TYPES = {
     "tensor(uint8)": "uint8",
