@@ -6,9 +6,11 @@ import json
 
 import pytest
 
+import s4d_core.config
 from s4d_train.configs.config import FitConfig
 from s4d_train.configs.recipes import RECIPES, get_recipe
 from s4d_train.configs.settings import from_dict, override, to_dict
+from s4d_train.data import config as data_config
 from s4d_train.errors import ConfigError
 
 BASE = get_recipe("sparse4dv3_r50_256x704")
@@ -84,3 +86,9 @@ def test_bad_files_and_names() -> None:
         from_dict(FitConfig, {})
     with pytest.raises(ConfigError, match="'name' needs str; got 3"):
         from_dict(FitConfig, {"name": 3})
+
+
+def test_names_are_those_of_the_models() -> None:
+    """The data half repeats them, so that it needs no torch."""
+    assert data_config.CLASS_NAMES == s4d_core.config.CLASS_NAMES
+    assert data_config.CAMERA_NAMES == s4d_core.config.CAMERA_NAMES

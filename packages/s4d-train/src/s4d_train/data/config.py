@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 __all__ = ["CAMERA_NAMES", "CLASS_NAMES", "AugmentConfig", "DataConfig"]
 
+# Both lists stand in s4d_core.config too. Importing that loads torch, which conversion and each
+# of its workers do without; tests/test_settings.py keeps the two equal.
 CLASS_NAMES: tuple[str, ...] = (
     "car",
     "truck",
