@@ -176,7 +176,8 @@ def main() -> int:
         snapshots = [pipeline.stats.snapshot() for pipeline in pipelines]
         choice = pipelines[0].backend_choice
 
-    drift = max(replay(args, result.recent) for result in results)
+    with ThreadPoolExecutor(args.pipelines) as pool:
+        drift = max(pool.map(lambda result: replay(args, result.recent), results))
     kinds = sum((r.kinds for r in results), Counter())
     frames = sum(r.frames for r in results)
     seconds = max(r.seconds for r in results)
