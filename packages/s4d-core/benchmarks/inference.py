@@ -117,7 +117,7 @@ def stages(fast: CompiledModel, drive: Drive, frames: int) -> dict[str, dict[str
     assert stream is not None
     for name, step in fast._frame.steps().items():
         graph = torch.cuda.CUDAGraph()
-        with use_tf32(fast.precision == "tf32"), torch.cuda.graph(graph, stream=stream):
+        with fast._tf32(), torch.cuda.graph(graph, stream=stream):
             step()
         with torch.cuda.stream(stream):
             result[name] = percentiles(events(graph.replay, frames))
