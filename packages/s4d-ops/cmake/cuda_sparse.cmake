@@ -4,7 +4,7 @@ if(NOT pybind11_FOUND)
   return()  # python_door.cmake has said why
 endif()
 pybind11_add_module(s4d_sparse_cuda MODULE NO_EXTRAS
-  csrc/python/cuda_sparse.cpp csrc/python/cuda_dlpack.cpp)
+  csrc/python/cuda_sparse.cpp csrc/python/cuda_program.cpp csrc/python/cuda_dlpack.cpp)
 target_link_libraries(s4d_sparse_cuda PRIVATE s4d_core_cuda)
 target_compile_options(s4d_sparse_cuda PRIVATE -Wall -Wextra)
 target_link_options(s4d_sparse_cuda PRIVATE -Wl,-z,nodelete)

@@ -1,13 +1,11 @@
 // Door of the sparse convolution core on CUDA for Python without a framework: a Program is a list
-// of the core's calls with their addresses, built once and launched as often as wanted, on any
-// stream, also under capture into a CUDA graph. Addresses and streams are Python integers; the
-// owner of the memory is the caller. s4d_ops.sparse_cuda gives the module its Python names.
+// of the core's calls (cuda_program.h). Addresses and streams are Python integers; the owner of the
+// memory is the caller. s4d_ops.sparse_cuda gives the module its Python names.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <array>
 #include <cstdint>
-#include <functional>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -16,6 +14,7 @@
 #include "core/sparse_conv/geometry.h"
 #include "core/sparse_conv/sparse_cuda.h"
 #include "core/sparse_input/input_cuda.h"
+#include "cuda_program.h"
 
 namespace py = pybind11;
 
@@ -85,20 +84,8 @@ SiteLevel level_of(const LevelNumbers& n) {
                    std::get<3>(n)};
 }
 
-// The number and text of a CUDA error, for the exception that Python raises.
-class CudaFailure : public std::runtime_error {
- public:
-  CudaFailure(cudaError_t code, const std::string& where)
-      : std::runtime_error(where + ": " + cudaGetErrorName(code) + " (" +
-                           std::to_string(static_cast<int>(code)) + "), " +
-                           cudaGetErrorString(code)) {}
-};
-
-void require(cudaError_t code, const char* where) {
-  if (code != cudaSuccess) throw CudaFailure(code, where);
-}
-
-class Program {
+// The stages of the core as calls of a list.
+class Program : public CallList {
  public:
   void clear(Address memory, int64_t bytes) {
     add("clear", [=](cudaStream_t s) {
@@ -190,7 +177,8 @@ class Program {
 
   // Weight, scale and bias are constants: complete before the program runs for the first time.
   void convolution(const FeatureNumbers& input, int32_t in_channels, int32_t out_channels,
-                   Address weight, Address table, int32_t volume, Address out_count, int64_t capacity, Address scale, Address bias,
+                   Address weight, Address table, int32_t volume, Address out_count,
+                   int64_t capacity, Address scale, Address bias,
                    const FeatureNumbers& residual, std::pair<float, float> add_ranges,
                    const std::string& activation, float slope, const FeatureNumbers& output) {
     ConvolutionTask task;
@@ -221,6 +209,13 @@ class Program {
     const ConvertTask task{features_of(from), from_stride,     ints(order), ints(count), capacity,
                            channels,          features_of(to), to_stride};
     add("convert_rows", [=](cudaStream_t s) { return convert_rows(task, s); });
+  }
+
+  // Rows of float32 as two halves each, side by side.
+  void split(Address from, Address count, int64_t capacity, int32_t channels, Address to) {
+    add("split_rows", [=](cudaStream_t s) {
+      return split_rows(at<float>(from), ints(count), capacity, channels, at(to), s);
+    });
   }
 
   void sum(const FeatureNumbers& a, const FeatureNumbers& b, std::pair<float, float> ranges,
@@ -288,39 +283,6 @@ class Program {
     rules.max_voxels = max_voxels;
     return rules;
   }
-
-  // Launches everything; nothing waits. The first call that CUDA refuses is named.
-  void run(Address stream) const {
-    py::gil_scoped_release release;
-    for (const auto& [name, call] : calls_) require(call(stream_of(stream)), name);
-  }
-
-  // Device time of each call in milliseconds: runs them with an event after each, and waits.
-  std::vector<std::pair<std::string, float>> profile(Address stream) const {
-    std::vector<cudaEvent_t> events(calls_.size() + 1);
-    for (cudaEvent_t& event : events) require(cudaEventCreate(&event), "cudaEventCreate");
-    require(cudaEventRecord(events[0], stream_of(stream)), "cudaEventRecord");
-    for (size_t i = 0; i < calls_.size(); ++i) {
-      require(calls_[i].second(stream_of(stream)), calls_[i].first);
-      require(cudaEventRecord(events[i + 1], stream_of(stream)), "cudaEventRecord");
-    }
-    require(cudaStreamSynchronize(stream_of(stream)), "cudaStreamSynchronize");
-    std::vector<std::pair<std::string, float>> times;
-    for (size_t i = 0; i < calls_.size(); ++i) {
-      float ms = 0.0f;
-      require(cudaEventElapsedTime(&ms, events[i], events[i + 1]), "cudaEventElapsedTime");
-      times.emplace_back(calls_[i].first, ms);
-    }
-    for (cudaEvent_t event : events) cudaEventDestroy(event);
-    return times;
-  }
-
-  size_t size() const { return calls_.size(); }
-
- private:
-  using Call = std::function<cudaError_t(cudaStream_t)>;
-  void add(const char* name, Call call) { calls_.emplace_back(name, std::move(call)); }
-  std::vector<std::pair<const char*, Call>> calls_;
 };
 
 void pack(const std::string& type, Address weight, const std::string& source, int32_t volume,
@@ -354,8 +316,19 @@ PYBIND11_MODULE(_sparse_cuda, module) {
       .def("add_rows", &Program::sum)
       .def("scatter_dense", &Program::scatter)
       .def("voxelize", &Program::voxels)
-      .def("run", &Program::run)
-      .def("profile", &Program::profile);
+      .def("split_rows", &Program::split)
+      .def("fork", &Program::fork)
+      .def("back", &Program::back)
+      .def("join", &Program::join)
+      .def("run",
+           [](const Program& program, Address stream, Address side, Address event) {
+             py::gil_scoped_release release;
+             program.run(stream_of(stream), stream_of(side), reinterpret_cast<cudaEvent_t>(event));
+           },
+           py::arg("stream"), py::arg("side") = 0, py::arg("event") = 0)
+      .def("profile", [](const Program& program, Address stream, int rounds) {
+        return program.profile(stream_of(stream), rounds);
+      });
   module.def("pack_weights", &pack);
   module.def("padded_channels", [](const std::string& type, int32_t channels) {
     return padded_channels(type_of(type), channels);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "../sparse_conv/convolution_cuda.h"
 #include "input_cuda.h"
 
 namespace s4d::sparse::cuda {
@@ -34,6 +35,43 @@ __global__ void count_kernel(const Value* features, const int32_t* count, int64_
   if (found) atomicAdd(bad, found);
 }
 
+__device__ __half2 halves_of(float x) {
+  constexpr float kMost = 65504.0f;
+  const __half high = __float2half_rn(fminf(fmaxf(x, -kMost), kMost));
+  const float rest = fminf(fmaxf(x - __half2float(high), -kMost), kMost);
+  return __halves2half2(high, __float2half_rn(rest));
+}
+
+// A thread takes four neighbouring channels.
+__global__ void split_kernel(const float4* from, const int32_t* count, int32_t capacity,
+                             int32_t channels, int32_t pieces, __half* to, int32_t to_stride) {
+  const int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  const int64_t row = at / pieces;
+  if (row >= min(*count, capacity)) return;
+  const int first = static_cast<int>(at % pieces) * 4;
+  const float4 values = from[at];
+  const float x[4] = {values.x, values.y, values.z, values.w};
+  __half* out = to + row * to_stride;
+  if (channels % 4 == 0) {
+    __half2 parts[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) parts[j] = halves_of(x[j]);
+    alignas(8) __half2 runs[4] = {__lows2half2(parts[0], parts[1]), __lows2half2(parts[2], parts[3]),
+                       __highs2half2(parts[0], parts[1]), __highs2half2(parts[2], parts[3])};
+    *reinterpret_cast<uint2*>(out + first) = *reinterpret_cast<const uint2*>(runs);
+    *reinterpret_cast<uint2*>(out + channels + first) = *reinterpret_cast<const uint2*>(runs + 2);
+  } else {
+    for (int j = 0; j < 4 && first + j < channels; ++j) {
+      const __half2 parts = halves_of(x[j]);
+      out[first + j] = __low2half(parts);
+      out[channels + first + j] = __high2half(parts);
+    }
+  }
+  if (first == 0) {
+    for (int c = 2 * channels; c < to_stride; ++c) out[c] = __float2half_rn(0.0f);
+  }
+}
+
 }  // namespace
 
 cudaError_t store_int(int32_t* to, int32_t value, cudaStream_t stream) {
@@ -63,6 +101,18 @@ cudaError_t count_not_finite(const void* features, DType type, const int32_t* co
   } else {
     return cudaErrorInvalidValue;
   }
+  return cudaGetLastError();
+}
+
+cudaError_t split_rows(const float* from, const int32_t* count, int64_t capacity, int32_t channels,
+                       void* to, cudaStream_t stream) {
+  if (capacity < 0 || capacity > INT32_MAX / 4 || channels < 1) return cudaErrorInvalidValue;
+  if (capacity == 0) return cudaSuccess;
+  const int32_t pieces = padded_channels(DType::f32, channels) / 4;
+  const auto blocks = static_cast<unsigned>((capacity * pieces + kThreads - 1) / kThreads);
+  split_kernel<<<blocks, kThreads, 0, stream>>>(
+      reinterpret_cast<const float4*>(from), count, static_cast<int32_t>(capacity), channels,
+      pieces, static_cast<__half*>(to), padded_channels(DType::f16, 2 * channels));
   return cudaGetLastError();
 }
 

@@ -1,4 +1,4 @@
-// Small steps before the sparse convolution core on the device. The rules of sparse_cuda.h hold.
+// Small steps around the sparse convolution core on the device. The rules of sparse_cuda.h hold.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -22,5 +22,12 @@ cudaError_t count_not_finite(const void* features, DType type, const int32_t* co
 // level the rows that were kept still name neighbours that were not, so nothing may follow them.
 cudaError_t guard_counts(int32_t* counts, int32_t number, const int32_t* lost, int32_t* needed,
                          cudaStream_t stream);
+
+// Rows of `channels` float32, padded as such, become rows of 2 * channels half, padded as such: each
+// value rounded to half, and beside it what the rounding left, again as half. A half convolution with
+// its weights twice over then reads the values to 22 bits. Values beyond half's range are cut to
+// twice that range.
+cudaError_t split_rows(const float* from, const int32_t* count, int64_t capacity, int32_t channels,
+                       void* to, cudaStream_t stream);
 
 }  // namespace s4d::sparse::cuda
