@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from s4d_ops import MissingLibraryError, sparse_cuda
+from s4d_ops import MissingLibraryError, _native_module, sparse_cuda
 
 try:
     module = sparse_cuda.native()
@@ -16,7 +16,7 @@ needs_module = pytest.mark.skipif(module is None, reason="s4d-ops was built with
 
 def test_a_missing_module_is_named(monkeypatch):
     monkeypatch.setattr(
-        sparse_cuda.importlib,
+        _native_module.importlib,
         "import_module",
         lambda name: (_ for _ in ()).throw(ImportError("no")),
     )

@@ -12,11 +12,9 @@ int8 codes. Address 0 stands for "none".
 
 from __future__ import annotations
 
-import importlib
-from functools import cache
 from typing import Any
 
-from .errors import MissingLibraryError
+from ._native_module import cuda_native as native
 
 __all__ = ["ERROR_SLOTS", "ENTRIES_OUTSIDE", "ENTRIES_TWICE", "ROWS_LOST", "ROWS_OUTSIDE",
            "ROWS_TWICE", "native", "program"]  # fmt: skip
@@ -24,22 +22,6 @@ __all__ = ["ERROR_SLOTS", "ENTRIES_OUTSIDE", "ENTRIES_TWICE", "ROWS_LOST", "ROWS
 # Counters that the calls raise in their `errors` array, int32.
 ERROR_SLOTS = 8
 ROWS_OUTSIDE, ROWS_TWICE, ROWS_LOST, ENTRIES_OUTSIDE, ENTRIES_TWICE = range(5)
-
-
-@cache
-def native() -> Any:
-    """The module ``s4d_ops.lib._sparse_cuda``.
-
-    Raises:
-        MissingLibraryError: it was not built, or was built for another Python version.
-    """
-    try:
-        return importlib.import_module("s4d_ops.lib._sparse_cuda")
-    except ImportError as error:
-        raise MissingLibraryError(
-            f"the CUDA module of sparse convolution cannot be loaded ({error}); build s4d-ops with "
-            "S4D_CUDA=ON where nvcc is"
-        ) from None
 
 
 def program() -> Any:
