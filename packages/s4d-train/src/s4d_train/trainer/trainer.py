@@ -30,7 +30,7 @@ from .checkpoint import (
     restore_random_states,
     save_checkpoint,
 )
-from .gradients import average_gradients, same_start
+from .gradients import GradientAverage, same_start
 from .graphs import GraphedModule
 from .guard import GradientScale, StatisticsBackup, clip_gradients
 from .lookahead import lookahead, observed
@@ -74,14 +74,15 @@ class Trainer:
         precision = Precision(self.device.type, run.precision, run.head_precision)
         self.module: nn.Module = TrainingModule(self.model, precision)
         self.loss = config.loss
-        self.recorded = run.cuda_graphs and self.device.type == "cuda"
-        if self.recorded:
+        self.gradients: GradientAverage | None = None
+        if run.cuda_graphs and self.device.type == "cuda":
             self.module = GraphedModule(self.module)
             # Recorded work has fixed shapes: as many noisy anchors in every step.
             noise = replace(config.loss.denoising, fixed_size=True)
             self.loss = replace(config.loss, denoising=noise)
             if ranks.world > 1:
                 same_start(self.model)
+                self.gradients = GradientAverage(self._trained())
         elif ranks.world > 1:
             self.module = DistributedDataParallel(
                 self.module, broadcast_buffers=False, gradient_as_bucket_view=True
@@ -126,10 +127,10 @@ class Trainer:
         total = torch.stack(list(losses.values())).sum()
         self.optimiser.zero_grad(set_to_none=True)
         (total * self.scale.value).backward()
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        if self.recorded and self.ranks.world > 1:
-            average_gradients(trained)
-        norm, bad = clip_gradients(trained, self.config.optimiser.clip, self.scale.value)
+        if self.gradients is not None:
+            assert isinstance(self.module, GraphedModule)
+            self.gradients.finish(sent=self.module.replayed)
+        norm, bad = clip_gradients(self._trained(), self.config.optimiser.clip, self.scale.value)
         set_rate(self.optimiser, rate)
         guarded_step(self.optimiser, bad)
         self.scale.update(bad)
@@ -139,6 +140,9 @@ class Trainer:
         # Detached: a loss that is kept would keep the whole pass alive.
         values = {**losses, "loss": total, "grad_norm": norm}
         return {name: value.detach() for name, value in values.items()}
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
 
     def save(self, folder: Path, sampler: dict[str, Any]) -> Path:
         """Writes a checkpoint after the present step; `sampler` is the sampler's state then."""
