@@ -6,7 +6,6 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -14,15 +13,14 @@ from numpy.typing import NDArray
 
 from s4d_ops.image import ResizeCrop
 
+from .admission import Admission
 from .artifact import Artifact, Manifest, read_artifact
 from .backends import Backend, EngineOptions, load_backend
-from .calibration import CalibrationMemory
-from .checks import CheckedFrame, Refusal, check_frame, check_image
-from .errors import BackendError, BadOutputError, FrameError, ImageError
+from .checks import CheckedFrame, Refusal
+from .errors import BackendError, BadOutputError, FrameError
 from .frame import Detections, Frame
 from .geometry import lidar2img
 from .image_input import PreparedImage
-from .plans import ResizePlans
 from .policy import FramePolicy
 from .report import FrameReport
 from .stats import Stats, StopWatch
@@ -63,8 +61,7 @@ class Pipeline:
         self._threads = threads
         self._timeline = Timeline(policy, self.manifest.thresholds.max_time_interval)
         self._ids = TrackIds()
-        self._calibrations = CalibrationMemory()
-        self._plans = ResizePlans(self.manifest.preprocessing.image_size)
+        self._admission = Admission(backend, policy)
         self._lock = threading.Lock()
 
     @classmethod
@@ -149,19 +146,10 @@ class Pipeline:
             ImageError: the image is not as it should be, or there is no such camera.
             BackendError: the engine failed.
         """
-        names = self.manifest.preprocessing.camera_names
-        known = range(len(names)) if isinstance(camera, int) else names
-        if camera not in known:
-            raise ImageError(f"expected a camera of {', '.join(names)}, got {camera!r:.40}")
-        index = camera if isinstance(camera, int) else names.index(camera)
-        try:
-            checked = check_image(image, names[index], self._backend.borrow_image)
-            if isinstance(checked, PreparedImage):
-                return checked
-            height, width = checked.shape[:2]
-            plan = self._plans.of((height, width), names[index])
-        except Refusal as refusal:
-            raise refusal.error from None
+        index, checked, plan = self._admission.image(camera, image)
+        if plan is None:
+            assert isinstance(checked, PreparedImage)
+            return checked
         return self._backend.prepare_image(index, checked, plan, self._threads)
 
     def image_buffers(self, sizes: Sequence[tuple[int, int]]) -> list[NDArray[np.uint8]]:
@@ -191,7 +179,8 @@ class Pipeline:
         with self._lock:
             watch = StopWatch()
             try:
-                checked, plans, step = self._admit(frame)
+                checked, plans = self._admission.frame(frame)
+                step = self._timeline.judge(checked)
             except Refusal as refusal:
                 self._refuse(refusal)
                 return None
@@ -212,38 +201,8 @@ class Pipeline:
     def __enter__(self) -> Pipeline:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def _admit(self, frame: Frame) -> tuple[CheckedFrame, list[ResizeCrop], Step]:
-        names = self.manifest.preprocessing.camera_names
-        checked = check_frame(
-            frame,
-            names,
-            self.policy.max_camera_skew,
-            self._backend.borrow_image,
-            self._calibrations,
-        )
-        for index, image in enumerate(checked.images):
-            if isinstance(image, PreparedImage) and not (
-                image.belongs_to(self._backend) and image.camera == index
-            ):
-                raise Refusal(
-                    "bad_image",
-                    ImageError(
-                        f"expected the image of {names[index]} to be prepared for it by this "
-                        "pipeline, got one of another camera or pipeline"
-                    ),
-                )
-        plans = [
-            self._plans.of(size, name) for size, name in zip(checked.sizes, names, strict=True)
-        ]
-        return checked, plans, self._timeline.judge(checked)
 
     def _fill(self, checked: CheckedFrame, plans: list[ResizeCrop], step: Step) -> None:
         """Write the graph's inputs. Poses were combined in float64; only the result is float32."""
