@@ -1,7 +1,8 @@
 // Included once per instruction set. Everything here has internal linkage and calls no inline
 // function of the standard library: the linker must never pick this file's AVX-512 copy of a
 // function that other code shares.
-#include "aggregation_loops.inl"
+#include "aggregation_backward.inl"
+#include "aggregation_forward.inl"
 #include "image_loops.inl"
 #include "kernels.h"
 
@@ -10,9 +11,10 @@ namespace {
 
 template <class Storage, class Sum>
 constexpr AggregationTable table() {
-  return {&Loops<Storage, Sum>::scratch_bytes, &Loops<Storage, Sum>::forward,
-          &Loops<Storage, Sum>::backward_samples, &Loops<Storage, Sum>::backward_features,
-          &Loops<Storage, Sum>::store};
+  using Forward = ForwardLoops<Storage, Sum>;
+  using Backward = BackwardLoops<Storage, Sum>;
+  return {&Forward::scratch_bytes, &Forward::forward, &Backward::backward_samples,
+          &Backward::backward_features, &Forward::store};
 }
 
 }  // namespace
