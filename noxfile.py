@@ -200,7 +200,7 @@ def rerun(session: nox.Session) -> None:
 
 @nox.session
 def tensorrt(session: nox.Session) -> None:
-    """The TensorRT plugin, compiled against headers of 10 and of 11; its tests.
+    """The TensorRT plugin, compiled against headers of 10 and of 11; its tests and registration.
 
     Headers of 10 come from a public wheel. Those of 11 are in no package: name their folder, the
     `include` of an installation or of NVIDIA's open-source repository, as `-- DIR` or in
@@ -219,6 +219,9 @@ def tensorrt(session: nox.Session) -> None:
     session.install("--quiet", f"{source}[test]", env=settings)
     with session.chdir(source):
         session.run("pytest", "-q", "-m", "not gpu", "-k", "tensorrt", "tests", env=settings)
+        for major in sorted(folders):  # each version's own plugin registry, of the lean runtime
+            session.install("--quiet", "--no-deps", f"tensorrt-lean-cu13-libs=={major}.*")
+            session.run("pytest", "-q", "-k", "real_plugin_registry", "tests", env=settings)
     if 11 in folders:
         session.log(f"compiled against TensorRT {' and '.join(map(str, sorted(folders)))}")
     else:
