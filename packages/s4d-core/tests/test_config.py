@@ -125,3 +125,10 @@ def test_any_config_survives_json(
 def test_models_are_listed_by_pattern() -> None:
     assert s4d_core.list_models("*r101*") == [n for n in s4d_core.list_models() if "r101" in n]
     assert s4d_core.list_models("nothing*") == []
+
+
+def test_all_classes_of_an_instance_can_be_among_the_outputs() -> None:
+    tiny = s4d_core.get_config("sparse4dv3_tiny")
+    assert tiny.replace(decode_classes="all", num_output=3000).num_output == 3000
+    with pytest.raises(s4d_core.ConfigError, match=r"num_output: expected 1\.\.3000"):
+        tiny.replace(decode_classes="all", num_output=3001)

@@ -138,11 +138,12 @@ class Sparse4DConfig:
             f"neck.start_level: expected 0..{maps - 1} (the backbone's maps), got "
             f"{self.neck.start_level}",
         )
-        require(
-            0 < self.num_output <= self.num_anchors,
-            f"num_output: expected 1..{self.num_anchors} (num_anchors), got {self.num_output}",
-        )
         require(len(self.class_names) > 0, "class_names: expected at least one name")
+        most = self.num_anchors * (len(self.class_names) if self.decode_classes == "all" else 1)
+        require(
+            0 < self.num_output <= most,
+            f"num_output: expected 1..{most} (what num_anchors allow), got {self.num_output}",
+        )
         require(len(self.camera_names) > 0, "camera_names: expected at least one name")
         if self.depth is not None:
             require(
