@@ -27,7 +27,7 @@ from s4d_train.trainer.trainer import Trainer
 
 FRAME_INTERVAL = 0.5
 LATENT_FRAMES = 4
-"""Different random frames that are shown in turn."""
+"""Different random frames that are shown in turn; more than any model looks ahead."""
 
 
 def main() -> None:
@@ -58,10 +58,11 @@ def measure(config: FitConfig, ranks: Ranks, args: argparse.Namespace) -> dict[s
 
     def one() -> dict[str, torch.Tensor]:
         nonlocal count
-        batch = frames[count % LATENT_FRAMES]
-        batch.timestamp = batch.timestamp * 0 + 1.5e9 + FRAME_INTERVAL * count
+        shown = [frames[i % LATENT_FRAMES] for i in range(count, count + 1 + trainer.lookahead)]
+        for i, batch in enumerate(shown, start=count):
+            batch.timestamp = batch.timestamp * 0 + 1.5e9 + FRAME_INTERVAL * i
         count += 1
-        return trainer.train_step(batch, 1e-5)
+        return trainer.train_step(shown[0], 1e-5, shown[1:])
 
     for _ in range(args.warmup):
         values = one()
