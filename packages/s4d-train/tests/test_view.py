@@ -13,7 +13,7 @@ from s4d_train.cli import main
 from s4d_train.data import DataConfig, Draw, DriveDataset, DriveIndex
 from s4d_train.errors import DataError
 from s4d_train.view import draw_depth, draw_sample, view_results
-from s4d_train.view.samples import _camera
+from s4d_train.view.samples import _camera, _points
 
 
 def test_projection_splits_into_camera_and_pose(synth_index: DriveIndex) -> None:
@@ -33,8 +33,16 @@ def test_pictures_of_a_sample(synth_index: DriveIndex) -> None:
     sample = DriveDataset(config, synth_index)[Draw(0, True, visit=1)]
     picture = draw_sample(sample, config.camera_names, config.class_names)
     assert picture.width > 1000
-    depth = draw_depth(sample)
-    assert depth.size == (3 * 176, 2 * 64)
+    depth = draw_depth(sample, config.camera_names)
+    assert depth.size == picture.size
+    points = _points(sample)
+    assert points is not None
+    np.testing.assert_array_less(np.abs(points[:, :2]), 61.0 * 2**0.5)
+    # Each point falls into the cell that it came from.
+    back = np.column_stack([points, np.ones(len(points))]) @ sample.lidar2img[0].double().numpy().T
+    cells = int((sample.depth[0][0] > 0).sum())
+    pixel = back[:cells, :2] / back[:cells, 2:3] / 4
+    np.testing.assert_allclose(pixel % 1.0, 0.5, atol=1e-3)
 
 
 def test_command_line(synth_index: DriveIndex, tmp_path: Path) -> None:

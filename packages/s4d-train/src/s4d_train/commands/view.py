@@ -84,10 +84,11 @@ def _pipeline(args: argparse.Namespace, index):  # type: ignore[no-untyped-def]
     out.mkdir(parents=True, exist_ok=True)
     for number, draw in enumerate(tqdm(draws, desc="view", unit="frame")):
         sample = dataset[draw]
-        title = f"{index.scenes[index.scene[draw.row]]}  {args.pipeline}  visit {draw.visit}"
+        title = f"{index.scenes[index.scene[draw.row]]}  {args.pipeline} pipeline"
         name = f"{number:05d}"
         picture = draw_sample(sample, config.camera_names, config.class_names, title=title)
         picture.save(out / f"{name}_boxes.png")
         if sample.depth:
-            draw_depth(sample, config.max_depth).save(out / f"{name}_depth.png")
+            depth = draw_depth(sample, config.camera_names, config.max_depth, title)
+            depth.save(out / f"{name}_depth.png")
     return len(draws)
