@@ -147,6 +147,31 @@ def test_sample_without_objects(broken: Path, tmp_path: Path) -> None:
     assert sample.boxes.shape == (0, 9) and sample.labels.shape == (0,)
 
 
+def test_annotations_with_broken_numbers(broken: Path, tmp_path: Path) -> None:
+    path = broken / "v1.0-mini" / "sample_annotation.json"
+    rows = json.loads(path.read_text())
+    wrong = [
+        ("translation", "NaN", r"sample_annotation\.json is not a nuScenes table"),
+        ("translation", "1e400", "."),
+        ("size", "0.0", f"1 boxes with .* size that is not positive, first {rows[3]['token']}"),
+    ]
+    for column, value, message in wrong:
+        kept = rows[3][column]
+        rows[3][column] = [1.0, "?", 1.0]
+        path.write_text(json.dumps(rows).replace('"?"', value))
+        with pytest.raises(DataError, match=message):
+            convert(broken, tmp_path / "out", "v1.0-mini", workers=1, progress=False)
+        rows[3][column] = kept
+    # Seen once only: no velocity, by the devkit's rule. Training takes it as 0.
+    for row in rows:
+        row["prev"] = row["next"] = ""
+    path.write_text(json.dumps(rows))
+    index = convert(broken, tmp_path / "out", "v1.0-mini", workers=1, progress=False)
+    assert np.isnan(index.velocity).all()
+    sample = DriveDataset(DataConfig(image_size=(64, 96)), index)[Draw(0, True, visit=3)]
+    assert len(sample.boxes) and not sample.boxes[:, 7:].any()
+
+
 def test_index_says_what_is_wrong_with_it(synth_index: DriveIndex, tmp_path: Path) -> None:
     with pytest.raises(IndexFormatError, match="s4d-train convert"):
         DriveIndex.open(tmp_path)

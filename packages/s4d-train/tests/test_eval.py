@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,12 +19,14 @@ from s4d_train.cli import main
 from s4d_train.data.index import DriveIndex
 from s4d_train.errors import EvaluationError
 from s4d_train.evaluation.found import Found
-from s4d_train.evaluation.predict import predict_checkpoint
+from s4d_train.evaluation.predict import predict_artifact, predict_checkpoint
 from s4d_train.evaluation.run import EvalOptions, evaluate
 from s4d_train.evaluation.submit import write_submission
 from s4d_train.trainer.ranks import Ranks
 
-pytest.importorskip("s4d_runtime", reason="evaluation writes its files with s4d-runtime")
+s4d_runtime = pytest.importorskip(
+    "s4d_runtime", reason="evaluation writes its files with s4d-runtime"
+)
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
@@ -118,6 +122,64 @@ def test_ranks_share_the_scenes(checkpoint: Path, synth_index: DriveIndex) -> No
         for rank in range(2)
     ]
     assert not parts[0] & parts[1] and len(parts[0] | parts[1]) == 12
+
+
+def test_ranks_share_the_scenes_of_an_artifact(
+    synth_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each rank its own device and scenes. The engine is a stand-in that finds nothing."""
+    loaded, seen = [], []
+
+    class Engine:
+        manifest = SimpleNamespace(
+            model={},
+            class_names=["car"],
+            preprocessing=SimpleNamespace(camera_names=["CAM_FRONT"]),
+        )
+
+        def reset(self) -> None:
+            seen.append(0)
+
+        def __call__(self, frame: object) -> None:
+            seen[-1] += 1
+
+    def load(artifact: Path, backend: str, device: int) -> Engine:
+        loaded.append((backend, device))
+        return Engine()
+
+    monkeypatch.setattr(s4d_runtime.Pipeline, "load", load)
+    scenes = ["scene-0061", "scene-0103"]
+    parts = [
+        predict_artifact(
+            Path("x.s4d"),
+            synth_root,
+            "v1.0-mini",
+            scenes,
+            Ranks(rank, 2, torch.device("cuda", rank)),
+            show=False,
+        )[0].samples.keys()
+        for rank in range(2)
+    ]
+    assert loaded == [("auto", 0), ("auto", 1)] and seen == [6, 6]
+    assert not parts[0] & parts[1] and len(parts[0] | parts[1]) == 12
+
+
+@pytest.mark.timeout(300)
+def test_eval_under_torchrun(checkpoint: Path, synth_root: Path, tmp_path: Path) -> None:
+    """Two ranks write the results of one."""
+    options = ["--data", str(synth_root), "--split", "all", "--workers", "0", "--device", "cpu"]
+    options += ["--no-metrics", "--no-progress"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "-m", "s4d_train", "eval", str(checkpoint), *options]
+    two, one = tmp_path / "two", tmp_path / "one"
+    subprocess.run(
+        [*command, "--out", str(two)], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert main(["eval", str(checkpoint), *options, "--out", str(one)]) == 0
+    for name in ("detection.json", "tracking.json"):
+        mine, theirs = (json.loads((out / name).read_text())["results"] for out in (one, two))
+        assert mine.keys() == theirs.keys() and len(mine) == 12
+        assert {k: len(v) for k, v in mine.items()} == {k: len(v) for k, v in theirs.items()}
 
 
 def test_broken_values_are_left_out(tmp_path: Path) -> None:

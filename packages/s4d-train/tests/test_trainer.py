@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 from micro import micro_config
 
 from s4d_core import Sparse4D, load_checkpoint
+from s4d_train.cli import main
 from s4d_train.configs.config import OptimiserSettings
 from s4d_train.configs.settings import override, to_dict
 from s4d_train.data.index import DriveIndex
@@ -150,6 +152,22 @@ def test_early_errors(index: Path, tmp_path: Path) -> None:
     assert "files that training reads" in error(f"data.root={tmp_path}")
     assert "torch can read" in error(f"model.backbone_weights={anchors}")
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_broken_picture_is_one_line(
+    index: Path, synth_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also from a worker process, whose errors torch wraps in a traceback."""
+    shutil.copytree(synth_root / "samples", tmp_path / "data" / "samples")
+    for picture in (tmp_path / "data").rglob("*.jpg"):
+        picture.write_bytes(picture.read_bytes()[:300])
+    pairs = (f"data.root={tmp_path / 'data'}", "run.workers=1")
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(to_dict(micro_config(tmp_path, index, *pairs))))
+    assert main(["fit", str(file), "--device", "cpu", "--no-progress"]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: cannot decode") and ".jpg" in error
+    assert "Traceback" not in error
 
 
 def test_schedule() -> None:

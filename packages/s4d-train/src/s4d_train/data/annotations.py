@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import DataError
 from .config import CLASS_NAMES
 from .lookup import Lookup, texts
 from .poses import inverse, rotation_matrices
@@ -71,6 +72,7 @@ def add_annotations(tables: dict[str, Columns], columns: Columns) -> int:
     yaw = np.arctan2(heading[:, 1], heading[:, 0])
     size = rows["size"][:, [1, 0, 2]]  # nuScenes has width, length, height
     columns["box"] = np.concatenate([centre, size, yaw[:, None]], 1)
+    _check_boxes(columns["box"], rows["token"])
     velocity = _velocities(rows, columns["timestamp"][sample])
     columns["velocity"] = np.einsum("aij,aj->ai", turn, velocity)[:, :2]
 
@@ -90,6 +92,16 @@ def add_annotations(tables: dict[str, Columns], columns: Columns) -> int:
     for name in ("num_lidar_pts", "num_radar_pts"):
         columns[name] = rows[name].astype(np.int32)
     return len(tables["instance"]["token"])
+
+
+def _check_boxes(box: Array, token: np.ndarray) -> None:
+    """DataError where a box (A, 7) is not finite or has no extent."""
+    wrong = ~(np.isfinite(box).all(1) & (box[:, 3:6] > 0).all(1))
+    if wrong.any():
+        raise DataError(
+            f"sample_annotation.json has {int(wrong.sum())} boxes with a NaN value or a size that "
+            f"is not positive, first {token[wrong][0].decode()}; correct them or take them out."
+        )
 
 
 def _class_of(category: str) -> int:

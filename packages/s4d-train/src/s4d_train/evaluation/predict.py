@@ -14,6 +14,7 @@ from s4d_core import Observation, Sparse4D, Sparse4DConfig, decode
 
 from ..data import DataConfig, DriveDataset, DriveIndex, EvaluationSampler, collate, scene_rows
 from ..data.batch import Batch
+from ..data.loading import plain_errors
 from ..data.preparation import ImagePreparation
 from ..errors import EvaluationError
 from ..trainer.lookahead import following, lookahead, windows
@@ -74,7 +75,12 @@ def predict_checkpoint(
     object.__setattr__(model, "pyramid", pyramid)
     found, state = Found(), None
     try:
-        bar = tqdm(loader, disable=not (show and ranks.first), file=sys.stderr)
+        bar = tqdm(
+            plain_errors(iter(loader)),
+            total=len(sampler),
+            disable=not (show and ranks.first),
+            file=sys.stderr,
+        )
         seen = _seen(model, bar, prepare, ranks.device)
         for (frames, _), later in windows(seen, lookahead(model.config)):
             if state is not None:
@@ -132,7 +138,7 @@ def predict_artifact(
         raise EvaluationError(
             "evaluating an artifact needs s4d-runtime; install s4d-train[runtime]."
         ) from None
-    pipeline = Pipeline.load(artifact, backend=backend)
+    pipeline = Pipeline.load(artifact, backend=backend, device=ranks.device.index or 0)
     queue = pipeline.manifest.model.get("queue")
     if queue and queue["frames"] == "future":
         raise EvaluationError(

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from ..configs.config import FitConfig
 from ..data import DriveDataset, DriveIndex, SequenceSampler, collate, sequence_rows
 from ..data.batch import Batch
+from ..data.loading import plain_errors
 from ..errors import ConfigError, MissingFileError
 from .ranks import Ranks
 
@@ -76,7 +77,7 @@ class Feed:
 
     def batches(self) -> Iterator[Batch]:
         """Batches from the sampler's present step on."""
-        return iter(self.loader)
+        return plain_errors(iter(self.loader))
 
 
 def _check_files(index: DriveIndex, rows: np.ndarray, root: Path, with_lidar: bool) -> None:
