@@ -146,6 +146,9 @@ def test_wrong_shapes_are_named(tmp_path):
     (tmp_path / "bad.pth").write_bytes(b"not a checkpoint")
     with pytest.raises(CheckpointError, match="cannot read"):
         convert_encoder_checkpoint(tmp_path / "bad.pth", tmp_path / "out", ZYX)
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(CheckpointError, match="state dict, got list"):
+        convert_encoder_checkpoint(tmp_path / "list.pth", tmp_path / "out", ZYX)
 
 
 def test_configs_and_folders(tmp_path):

@@ -69,6 +69,19 @@ def test_lidar_over_a_folder(model, tmp_path, capsys):
     assert (out / "c.png").stat().st_size > 500
 
 
+def test_inspect(model, tmp_path, capsys):
+    assert main(["inspect", str(model)]) == 0
+    out = capsys.readouterr().out
+    assert "sound" in out and "21 convolutions, 0 of them int8" in out and "41 x 72 x 56" in out
+    assert main(["inspect", str(model), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kind"] == "lidar"
+    data = bytearray(model.read_bytes())
+    data[-60000] ^= 1
+    (tmp_path / "hurt.s4d").write_bytes(data)
+    assert main(["inspect", str(tmp_path / "hurt.s4d")]) == 1
+    assert capsys.readouterr().err.startswith("error: hurt.s4d")
+
+
 def test_lidar_errors(model, tmp_path, capsys):
     (tmp_path / "bad.bin").write_bytes(b"123")
     for path, word in ((tmp_path / "bad.bin", "points"), (tmp_path / "none", "found none")):

@@ -17,8 +17,23 @@ __all__ = ["add_command"]
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommand. Imports nothing heavy."""
     command = commands.add_parser("lidar", help="write the sparse-engine file of a LiDAR encoder")
-    command.add_argument("checkpoint", help="encoder folder (s4d_core.lidar.save_encoder)")
+    command.add_argument(
+        "checkpoint",
+        help=".pth of CenterPoint or BEVFusion (spconv 1.x or 2.x), or folder of s4d_core.lidar",
+    )
     command.add_argument("-o", "--output", required=True, metavar="NAME.s4d|NAME.onnx")
+    command.add_argument(
+        "--network",
+        metavar="NAME",
+        default="nusc_centerpoint_voxelnet_0075voxel",
+        help="for a .pth: this, or bevfusion_lidar_0075voxel (%(default)s)",
+    )
+    command.add_argument(
+        "--layout",
+        choices=("auto", "spconv1", "spconv2"),
+        default="auto",
+        help="for a .pth: order of its weights; auto tells by their shapes",
+    )
     command.add_argument("--precision", choices=("fp16", "int8"), default="fp16")
     command.add_argument("--clouds", metavar="PATH", help="point clouds to calibrate and verify on")
     command.add_argument("--columns", type=int, default=5, help="values of a point in .bin (5)")
@@ -38,12 +53,17 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _run(options: argparse.Namespace) -> int:
-    from s4d_core.lidar import fold_batchnorm, load_encoder
+    from s4d_core.lidar import fold_batchnorm, load_encoder, read_encoder_checkpoint
 
     from .errors import QuantizationError
     from .lidar import calibrate, export_encoder, sensitivity, verify_export
 
-    encoder = fold_batchnorm(load_encoder(options.checkpoint)).to(options.device)
+    encoder = (
+        load_encoder(options.checkpoint)
+        if Path(options.checkpoint).is_dir()
+        else read_encoder_checkpoint(options.checkpoint, options.network, options.layout)
+    )
+    encoder = fold_batchnorm(encoder).to(options.device)
     rules = _rules(options, encoder.config.index_order)
     frames = _frames(options, rules)
     ranges = None

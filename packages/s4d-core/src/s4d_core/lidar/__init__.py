@@ -7,7 +7,12 @@
     bev = encoder(voxels.features, voxels.indices, voxels.batch_size)   # (B, 256, 180, 180)
 """
 
-from .checkpoint import convert_encoder_checkpoint, load_encoder, save_encoder
+from .checkpoint import (
+    convert_encoder_checkpoint,
+    load_encoder,
+    read_encoder_checkpoint,
+    save_encoder,
+)
 from .config import SparseEncoderConfig, encoder_config, list_encoders
 from .conv import InverseConv3d, SparseConv3d, SubmanifoldConv3d
 from .convert import convert_encoder_state
@@ -37,5 +42,6 @@ __all__ = [
     "convert_encoder_checkpoint",
     "convert_encoder_state",
     "load_encoder",
+    "read_encoder_checkpoint",
     "save_encoder",
 ]

@@ -16,7 +16,12 @@ from .config import SparseEncoderConfig, encoder_config
 from .convert import Layout, convert_encoder_state
 from .encoder import SparseEncoder, build_encoder
 
-__all__ = ["convert_encoder_checkpoint", "load_encoder", "save_encoder"]
+__all__ = [
+    "convert_encoder_checkpoint",
+    "load_encoder",
+    "read_encoder_checkpoint",
+    "save_encoder",
+]
 
 _CONFIG, _WEIGHTS, _FORMAT = "config.json", "model.safetensors", 1
 
@@ -58,13 +63,13 @@ def load_encoder(folder: str | os.PathLike[str]) -> SparseEncoder:
     return encoder.eval()
 
 
-def convert_encoder_checkpoint(
+def read_encoder_checkpoint(
     source: str | os.PathLike[str],
-    folder: str | os.PathLike[str],
     model: str | SparseEncoderConfig = "nusc_centerpoint_voxelnet_0075voxel",
     layout: Layout = "auto",
-) -> Path:
-    """Convert a CenterPoint or BEVFusion ``.pth`` (spconv 1.x or 2.x) once, into a folder.
+) -> SparseEncoder:
+    """The encoder of a CenterPoint or BEVFusion ``.pth`` (spconv 1.x or 2.x): on the CPU, in eval
+    mode.
 
     The file is read with ``weights_only=True``: tensors and plain data, no code.
 
@@ -77,7 +82,27 @@ def convert_encoder_checkpoint(
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"cannot read {os.fspath(source)}: {reason}") from None
-    state = content.get("state_dict", content.get("model", content))
+    if isinstance(content, dict):
+        content = content.get("state_dict", content.get("model", content))
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{os.fspath(source)}: expected a state dict, got {type(content).__name__}"
+        )
+    state = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
     encoder = build_encoder(config)
     encoder.load_state_dict(convert_encoder_state(state, config, layout))
-    return save_encoder(encoder, folder)
+    return encoder.eval()
+
+
+def convert_encoder_checkpoint(
+    source: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    model: str | SparseEncoderConfig = "nusc_centerpoint_voxelnet_0075voxel",
+    layout: Layout = "auto",
+) -> Path:
+    """Convert a foreign checkpoint (:func:`read_encoder_checkpoint`) once, into a folder.
+
+    Raises:
+        CheckpointError: unreadable file, or weights that do not fit ``model``.
+    """
+    return save_encoder(read_encoder_checkpoint(source, model, layout), folder)

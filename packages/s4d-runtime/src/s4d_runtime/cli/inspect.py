@@ -18,7 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..artifact import read_artifact
+    from ..lidar.artifact import is_lidar_artifact
 
+    if is_lidar_artifact(args.artifact):
+        from .lidar import inspect
+
+        return inspect(args)
     with read_artifact(args.artifact) as artifact:
         manifest = artifact.manifest
         name = artifact.path.name

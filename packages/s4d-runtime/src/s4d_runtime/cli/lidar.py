@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from ..lidar import SparseEngine
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "inspect", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,3 +106,40 @@ def _table(report: dict[str, Any]) -> str:
             f"p90 {high:>10.6g}{unit}  max {values[-1]:>10.6g}{unit}"
         )
     return "\n".join(lines) + "\n"
+
+
+def inspect(args: argparse.Namespace) -> int:
+    """What ``s4d-run inspect`` prints of a LiDAR artifact."""
+    from pathlib import Path
+
+    import msgspec
+
+    from ..lidar.artifact import load_graph, read_lidar_artifact
+    from ..lidar.nodes import ConvNode
+
+    manifest, _ = read_lidar_artifact(args.artifact)
+    if args.json:
+        print(msgspec.json.format(msgspec.json.encode(manifest), indent=2).decode())
+        return 0
+    graph = load_graph(args.artifact)
+    convolutions = [node for node in graph.nodes if isinstance(node, ConvNode)]
+    quantised = sum(node.precision == "int8" for node in convolutions)
+    rules = manifest.voxel_rules
+    grid = " x ".join(map(str, graph.grid_shape))
+    lines = [
+        f"name         {manifest.name}, format {manifest.format}, made {manifest.created}",
+        f"graph        lidar, {manifest.precision}, {len(graph.nodes)} nodes, "
+        f"{len(convolutions)} convolutions, {quantised} of them int8",
+        f"grid         {grid} ({rules.index_order}), {graph.in_channels} values a voxel",
+        f"voxels       from {rules.low} to {rules.high}, size {rules.size}, at most "
+        f"{rules.max_points} points each, {rules.max_voxels or 'any number of'} voxels",
+        "versions     " + ", ".join(f"{k} {v}" for k, v in sorted(manifest.versions.items())),
+    ]
+    for name, member in manifest.members.items():
+        lines.append(
+            f"member       {name:<18} {member.size / 1e6:.2f} MB  sha256 {member.sha256[:16]}..."
+        )
+    print(f"{Path(args.artifact).name}: sound (structure, manifest, sizes and hashes)")
+    for line in lines:
+        print(f"  {line}")
+    return 0

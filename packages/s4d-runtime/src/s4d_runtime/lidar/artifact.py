@@ -30,7 +30,13 @@ from .nodes import LidarGraph
 from .onnx_file import parse_onnx, read_onnx
 from .voxels import VoxelRules
 
-__all__ = ["LidarManifest", "load_graph", "read_lidar_artifact", "write_lidar_artifact"]
+__all__ = [
+    "LidarManifest",
+    "is_lidar_artifact",
+    "load_graph",
+    "read_lidar_artifact",
+    "write_lidar_artifact",
+]
 
 MANIFEST, MODEL = "manifest.json", "model.onnx"
 
@@ -106,6 +112,18 @@ def read_lidar_artifact(
                 f"{name}: {member} is not what the manifest declares; the file was altered"
             )
     return manifest, data
+
+
+def is_lidar_artifact(path: str | os.PathLike[str]) -> bool:
+    """Whether the manifest says so. False also for what is no artifact at all."""
+    try:
+        with Path(path).open("rb") as file:
+            archive, infos = open_container(file)
+            with archive:
+                head = msgspec.json.decode(archive.read(infos[MANIFEST]))
+    except (ArtifactError, KeyError, RecursionError, msgspec.MsgspecError, *PARSE_ERRORS):
+        return False
+    return isinstance(head, dict) and head.get("kind") == "lidar"
 
 
 def _decode(name: str, data: bytes) -> LidarManifest:
