@@ -31,11 +31,11 @@ from .decode import Detections, decode, decode_tensors
 from .denoising import DenoisingOutput, DenoisingQueries, TemporalDenoising
 from .errors import CheckpointError, ConfigError
 from .feature_queue import FeatureQueue
-from .head import FrameOutput
 from .inference import CompiledModel, compile_inference
-from .model import Sparse4D, Sparse4DOutput
+from .model import Sparse4D
 from .models import build_model, get_config, list_models, reduced_config
 from .observation import Observation
+from .outputs import FrameOutput, Sparse4DOutput
 from .pretrained import load_backbone
 from .reference_names import reference_names
 from .state import BankState, BankTrace, State

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .feature_queue import FeatureQueue, invert_rigid
-from .head import FrameOutput
+from .outputs import FrameOutput
 from .state import BankState
 from .temporal_sampling import Other, View
 

@@ -3,73 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from .aggregation_op import deformable_aggregation
 from .anchor_encoder import AnchorEncoder
-from .bank import assign_ids, merge, remember, temporal_mask
+from .bank import assign_ids, remember, temporal_mask
 from .box import project_boxes
 from .config import Sparse4DConfig
 from .decoder_layer import DecoderLayer
-from .denoising import DenoisingOutput, DenoisingQueries, full_attention_mask, insert_temporal
+from .denoising import DenoisingQueries
 from .feature_queue import FeatureQueue, past_frames, push
 from .instance_attention import InstanceAttention
+from .instances import InstanceBank, append_noisy, merge_past, split
 from .key_points import place_points, project_points
 from .layers import no_autocast
+from .outputs import FrameOutput
 from .state import BankState, BankTrace
 from .temporal_sampling import DepthReweight, Other, View
 
-__all__ = ["FrameOutput", "InstanceBank", "SparseHead"]
-
-
-@dataclass(frozen=True)
-class FrameOutput:
-    """What one frame gives (A instances, one list entry per decoder).
-
-    Attributes:
-        cls: (B, A, classes) logits, or None where not computed.
-        box: (B, A, 11) box states.
-        quality: (B, A, 2) logits (centerness, yawness), or None where not computed.
-        track_ids: (B, A) int64, -1 for none; they belong to the last decoder's rows.
-        bank: the state for the next frame.
-        denoising: predictions of the noisy rows, where there were any.
-        trace: what the bank decided.
-    """
-
-    cls: list[Tensor | None]
-    box: list[Tensor]
-    quality: list[Tensor | None]
-    track_ids: Tensor
-    bank: BankState
-    denoising: DenoisingOutput | None
-    trace: BankTrace
-
-
-class InstanceBank(nn.Module):
-    """Parameters of the free instances: their start boxes and features.
-
-    `handler_fix_scale` takes no part in anything. The published v3 files have it, and a converted
-    checkpoint keeps every entry.
-    """
-
-    def __init__(self, config: Sparse4DConfig, anchors: Tensor) -> None:
-        super().__init__()
-        self.anchor = nn.Parameter(anchors.clone())
-        self.feature = nn.Parameter(
-            torch.zeros(anchors.shape[0], config.embed_dims), requires_grad=config.learned_features
-        )
-        if config.aggregation.stored_points:
-            self.handler_fix_scale = nn.Parameter(torch.zeros(1, 3), requires_grad=False)
-
-    def forward(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Start features (B, A, C) and boxes (B, A, 11)."""
-        return (
-            self.feature.expand(batch_size, -1, -1),
-            self.anchor.expand(batch_size, -1, -1),
-        )
+__all__ = ["SparseHead"]
 
 
 class SparseHead(nn.Module):
@@ -121,7 +76,8 @@ class SparseHead(nn.Module):
         others = list(future)
         if bank.queue is not None:
             others = past_frames(bank.queue, bank.valid, prev_to_current, time_interval, view.maps)
-        feature, box, visible = self._start(view.maps.feature.shape[0], denoising)
+        feature, box = self.bank(view.maps.feature.shape[0])
+        feature, box, visible = append_noisy(feature, box, denoising)
         embed = self.anchor_encoder(box)
         past = past_embed = None
         if config.num_temporal:
@@ -155,13 +111,16 @@ class SparseHead(nn.Module):
             if i == last:
                 break
             if i == single - 1 and config.num_temporal:
-                feature, box, update_index = self._merge_past(
-                    feature, box, cls, bank.feature, past_box, mask
+                assert cls is not None
+                feature, box, update_index = merge_past(
+                    feature,
+                    box,
+                    cls,
+                    (bank.feature, past_box),
+                    denoising,
+                    (mask, prev_to_current, time_interval),
+                    config,
                 )
-                if denoising is not None and denoising.temporal is not None:
-                    feature, box = self._merge_noisy(
-                        feature, box, denoising, mask, prev_to_current, time_interval
-                    )
             embed = self.anchor_encoder(box)
             if i >= single:
                 # The keys stay the carried features, their embedding follows the rows that took
@@ -209,63 +168,6 @@ class SparseHead(nn.Module):
         embeds = self.anchor_encoder(torch.cat(boxes)).chunk(len(boxes))
         return list(zip(others, boxes, embeds, strict=True))
 
-    def _start(
-        self, batch: int, denoising: DenoisingQueries | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """First features and boxes, noisy rows included, and what rows see of each other."""
-        feature, box = self.bank(batch)
-        if denoising is None:
-            return feature, box, None
-        noisy = denoising.anchor.to(box.dtype)
-        blank = feature.new_zeros(batch, noisy.shape[1], feature.shape[-1])
-        blocked = full_attention_mask(denoising, self.config.num_anchors)
-        return torch.cat([feature, blank], dim=1), torch.cat([box, noisy], dim=1), ~blocked
-
-    def _merge_past(
-        self,
-        feature: Tensor,
-        box: Tensor,
-        cls: Tensor | None,
-        past_feature: Tensor,
-        past_box: Tensor,
-        mask: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`merge` on the free rows; noisy rows stay as they are."""
-        assert cls is not None
-        free = self.config.num_anchors
-        new_feature, new_box, index = merge(
-            feature[:, :free], box[:, :free], cls[:, :free], past_feature, past_box, mask
-        )
-        if feature.shape[1] > free:
-            new_feature = torch.cat([new_feature, feature[:, free:]], dim=1)
-            new_box = torch.cat([new_box, box[:, free:]], dim=1)
-        return new_feature, new_box, index
-
-    def _merge_noisy(
-        self,
-        feature: Tensor,
-        box: Tensor,
-        denoising: DenoisingQueries,
-        mask: Tensor,
-        prev_to_current: Tensor,
-        time_interval: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """`insert_temporal` on the noisy rows; free rows stay as they are."""
-        free = self.config.num_anchors
-        noisy_feature, noisy_box = insert_temporal(
-            denoising,
-            feature[:, free:],
-            box[:, free:],
-            mask,
-            prev_to_current,
-            time_interval,
-            self.config.legacy_yaw_order,
-        )
-        return (
-            torch.cat([feature[:, :free], noisy_feature], dim=1),
-            torch.cat([box[:, :free], noisy_box], dim=1),
-        )
-
     def _finish(
         self,
         feature: Tensor,
@@ -279,20 +181,16 @@ class SparseHead(nn.Module):
     ) -> FrameOutput:
         """Split off the noisy rows, choose what is carried on, give ids."""
         interval, mask, past_box, update_index = decided
-        free = self.config.num_anchors
         noisy = None
         if denoising is not None:
-            noisy = DenoisingOutput(
-                cls=[x[:, free:] for x in cls_list if x is not None],
-                box=[x[:, free:] for x in box_list],
-                feature=feature[:, free:],
-                anchor=box_list[-1][:, free:],
-                temporal_mask=mask & (denoising.temporal is not None),
+            feature, cls_list, box_list, quality_list, noisy = split(
+                self.config.num_anchors,
+                feature,
+                cls_list,
+                box_list,
+                quality_list,
+                mask & (denoising.temporal is not None),
             )
-            feature = feature[:, :free]
-            cls_list = [None if x is None else x[:, :free] for x in cls_list]
-            box_list = [x[:, :free] for x in box_list]
-            quality_list = [None if x is None else x[:, :free] for x in quality_list]
         cls = cls_list[-1]
         assert cls is not None
         if self.config.num_temporal == 0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,38 +11,18 @@ from .aggregation_op import FeatureMaps, layout_tables
 from .backbones import build_backbone
 from .config import Sparse4DConfig
 from .delayed import delayed_frame
-from .denoising import DenoisingOutput, DenoisingQueries
+from .denoising import DenoisingQueries
 from .depth import DepthBranch
 from .errors import InvalidInputError
 from .fpn import FPN
-from .head import FrameOutput, SparseHead
+from .frame_inputs import check_frame, farthest_first
+from .head import SparseHead
 from .observation import Observation, remember, seen_from, step
-from .state import BankState, BankTrace, State
+from .outputs import FrameOutput, Sparse4DOutput
+from .state import BankState, State
 from .temporal_sampling import View
 
-__all__ = ["Sparse4D", "Sparse4DOutput"]
-
-
-@dataclass(frozen=True)
-class Sparse4DOutput:
-    """Predictions of one frame and the state for the next.
-
-    Attributes:
-        cls, box, quality, track_ids, denoising, trace: as in `FrameOutput`.
-        state: hand it to the next call.
-        depth: per level (B * N, 1, H_l, W_l) metres where `focal` was given in training, or None.
-        depth_confidence: (B, G, P) of the fixed key points of the boxes that were given, or None.
-    """
-
-    cls: list[Tensor | None]
-    box: list[Tensor]
-    quality: list[Tensor | None]
-    track_ids: Tensor
-    state: State
-    denoising: DenoisingOutput | None
-    trace: BankTrace
-    depth: list[Tensor] | None
-    depth_confidence: Tensor | None = None
+__all__ = ["Sparse4D"]
 
 
 class Sparse4D(nn.Module):
@@ -204,7 +183,7 @@ class Sparse4D(nn.Module):
         Raises:
             InvalidInputError: shapes that do not belong together, or time or pose not float64.
         """
-        self._check(images, lidar2img, image_wh, timestamp, lidar2global)
+        check_frame(images, lidar2img, image_wh, timestamp, lidar2global)
         dtype = self.head.bank.anchor.dtype
         levels = self.pyramid(images)
         view = View(self.arrange(levels, images.shape[1]), lidar2img)
@@ -218,7 +197,7 @@ class Sparse4D(nn.Module):
             state.bank,
             denoising,
             every_layer,
-            seen_from(timestamp, lidar2global, self._future(future), dtype),
+            seen_from(timestamp, lidar2global, farthest_first(future, self.config), dtype),
         )
         depth = confidence = None
         if depth_boxes is not None:
@@ -275,43 +254,3 @@ class Sparse4D(nn.Module):
         dtype, device = self.head.bank.anchor.dtype, maps.feature.device
         bank = BankState.empty(self.config, batch, device, dtype, rows)
         return State(bank, timestamp, lidar2global)
-
-    def _future(self, future: Sequence[Observation]) -> list[Observation]:
-        """The frames to come, the farthest first."""
-        queue = self.config.queue
-        limit = queue.length if queue is not None and queue.frames == "future" else 0
-        if len(future) > limit:
-            raise InvalidInputError(
-                f"expected at most {limit} frames to come for {self.config.name}, got {len(future)}"
-            )
-        return list(future)[::-1]
-
-    def _check(
-        self,
-        images: Tensor,
-        lidar2img: Tensor,
-        image_wh: Tensor,
-        timestamp: Tensor,
-        lidar2global: Tensor,
-    ) -> None:
-        if images.dim() != 5 or images.shape[2] != 3:
-            raise InvalidInputError(f"expected images (B, N, 3, H, W), got {tuple(images.shape)}")
-        batch, cameras = images.shape[:2]
-        expected = {
-            "lidar2img": (lidar2img, (batch, cameras, 4, 4)),
-            "image_wh": (image_wh, (batch, cameras, 2)),
-            "timestamp": (timestamp, (batch,)),
-            "lidar2global": (lidar2global, (batch, 4, 4)),
-        }
-        for name, (value, shape) in expected.items():
-            if tuple(value.shape) != shape:
-                raise InvalidInputError(
-                    f"expected {name} {shape} for images {tuple(images.shape)}, got "
-                    f"{tuple(value.shape)}"
-                )
-        for name, value in (("timestamp", timestamp), ("lidar2global", lidar2global)):
-            if value.dtype != torch.float64:
-                raise InvalidInputError(
-                    f"expected {name} in float64, got {value.dtype}: float32 cannot hold absolute "
-                    "times and global positions"
-                )
