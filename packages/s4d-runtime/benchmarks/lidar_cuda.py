@@ -3,14 +3,14 @@
     python benchmarks/lidar_cuda.py VOXELS.tensor [--points CLOUD.bin] [--profile]
 
 VOXELS.tensor: index rows (V, 4) int32 batch z y x of a real frame, grid 41 x 1440 x 1440. Times are
-medians of 100 frames, inputs and output on the device, by events around ``enqueue``: rulebooks,
-network and dense map. "wall" is the host's time per frame of a loop that does not wait.
+medians of 100 frames, inputs and output on the device: rulebooks, network and dense map.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -85,44 +85,53 @@ def centerpoint(int8: bool) -> LidarGraph:
 
 
 def measure(engine: SparseEngine, features: Any, indices: Any, batch: int = 1) -> dict[str, float]:
-    """Milliseconds: median and 90th percentile on the device, host time per frame."""
+    """Milliseconds a frame: medians and a 90th percentile on the device, and of the host.
+
+    "median": between events around a frame that stands behind another one, as in a pipeline.
+    "alone": each frame waited for, so the time of enqueueing counts too. "wall": the host's time in
+    a loop that does not wait. "host": what enqueueing takes.
+    """
     cuda = engine.cuda
     assert cuda is not None
-    result = None
+    out = engine(features, indices, GRID, batch)
     for _ in range(5):
-        result = engine(features, indices, GRID, batch)
-    start, end, times = Event(), Event(), []
+        cuda.enqueue(features, indices, GRID, batch, out=out)
+        cuda.check()
+    start, end, alone = Event(), Event(), []
     for _ in range(100):
         start.record(cuda.stream)
-        result = cuda.enqueue(features, indices, GRID, batch)
+        cuda.enqueue(features, indices, GRID, batch, out=out)
         end.record(cuda.stream)
         cuda.check()
-        times.append(end.milliseconds_since(start))
+        alone.append(end.milliseconds_since(start))
+    events = [Event() for _ in range(111)]
     begin = time.perf_counter()
-    for _ in range(100):
-        result = cuda.enqueue(features, indices, GRID, batch)
+    for event in events:
+        cuda.enqueue(features, indices, GRID, batch, out=out)
+        event.record(cuda.stream)
+    host = (time.perf_counter() - begin) / len(events) * 1e3
     cuda.check()
-    wall = (time.perf_counter() - begin) * 10
-    del result
-    return {"median": float(np.median(times)), "p90": float(np.quantile(times, 0.9)), "wall": wall}
+    wall = (time.perf_counter() - begin) / len(events) * 1e3
+    times = [b.milliseconds_since(a) for a, b in pairwise(events[10:])]
+    for event in (start, end, *events):
+        event.close()
+    return {"median": float(np.median(times)), "p90": float(np.quantile(times, 0.9)),
+            "alone": float(np.median(alone)), "wall": wall, "host": host}  # fmt: skip
 
 
 def profile(engine: SparseEngine, features: Any, indices: Any) -> None:
-    """Device time of every call of a frame, with an event after each."""
+    """Device time of every call of a frame, in one graph with an event after each."""
     from s4d_runtime.lidar.cuda_program import Inputs
 
     cuda = engine.cuda
     assert cuda is not None
-    bound = cuda._reservation.bound(GRID, 1, cuda.stream)
-    program = bound.program
+    program = cuda._reservation.bound(GRID, 1, cuda.stream).program
     view = cuda._staging.view(features, "features", cuda.stream)
     rows = cuda._staging.view(indices, "indices", cuda.stream)
     inputs = Inputs(view.address, view.dtype, rows.address, view.shape[0])
     out = cuda._results.lend(program.dense_shape, program.dense_type, cuda.stream)
-    parts = (program.head(inputs, 0, view.shape[0]), bound.body, program.tail(out.address))
-    runs = [[t for part in parts for t in part.profile(cuda.stream.handle)] for _ in range(20)]
-    for names in zip(*runs, strict=True):
-        print(f"  {names[0][0]:<16} {1e3 * float(np.median([t for _, t in names])):8.1f} us")
+    for name, time_us in program.frame(inputs, 0, out.address).profile(cuda.stream.handle, 30):
+        print(f"  {name:<16} {time_us:8.1f} us")
 
 
 def device_arrays(engine: SparseEngine, features: Any, indices: Any) -> tuple[Any, Any]:
@@ -155,14 +164,18 @@ def main() -> None:
         cuda = engine.cuda
         dense = 2 * 256 * 180 * 180 * (2 if precision == "fp32" else 1)
         print(f"{precision}: {len(indices)} voxels, {figures['median']:.3f} ms (p90 "
-              f"{figures['p90']:.3f}), wall {figures['wall']:.3f} ms; weights "
+              f"{figures['p90']:.3f}), alone {figures['alone']:.3f}, wall {figures['wall']:.3f}, "
+              f"host {figures['host']:.3f} ms; weights "
               f"{cuda.weight_bytes / 1e6:.1f} MB, working memory "
               f"{cuda._reservation.nbytes / 1e6:.1f} MB, map {dense / 1e6:.1f} MB")  # fmt: skip
         exact = cuda.check()
         cuda.close()
         cuda._reservation._rows.clear()
         cuda.reserve(len(indices), rows=exact)
-        print(f"  reserved for this frame's rows {exact}: {cuda._reservation.nbytes / 1e6:.1f} MB")
+        figures = measure(engine, *held)
+        print(f"  reserved for this frame's rows {exact}: {cuda._reservation.nbytes / 1e6:.1f} MB, "
+              f"{figures['median']:.3f} ms (p90 {figures['p90']:.3f}), alone "
+              f"{figures['alone']:.3f}")  # fmt: skip
         if args.profile:
             profile(engine, *held)
         if precision == "fp32":

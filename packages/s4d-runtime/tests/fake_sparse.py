@@ -58,6 +58,7 @@ class FakeSparse:
     def __init__(self, driver: FakeDriver) -> None:
         self.driver = driver
         self.launches: list[str] = []
+        self.late = False
 
     def Program(self) -> FakeProgram:
         return FakeProgram(self)
@@ -101,10 +102,29 @@ class FakeProgram:
             raise AttributeError(name)
         return lambda *arguments: self.calls.append((name, lambda: body(self, *arguments)))
 
-    def run(self, stream: int) -> None:
-        for name, work in self.calls:
+    def run(self, stream: int, side: int = 0, event: int = 0) -> None:
+        for name, work in self._in_some_order():
             self.module.launches.append(name)
             self.module.driver.enqueue(stream, lambda work=work: work() and None)
+
+    def _in_some_order(self) -> list[tuple[str, Callable[[], Any]]]:
+        """Calls between fork and back may run at any time before the join: now and then late."""
+        self.module.late = not self.module.late
+        ordered, aside, forked = [], [], False
+        for call in self.calls:
+            if call[0] in ("fork", "back"):
+                forked = call[0] == "fork"
+            elif call[0] == "join":
+                ordered += aside
+                aside = []
+            else:
+                (aside if forked and self.module.late else ordered).append(call)
+        assert not aside, "nobody waits for the second stream"
+        return ordered
+
+    def do_fork(self) -> None: ...
+    def do_back(self) -> None: ...
+    def do_join(self) -> None: ...
 
     def do_clear(self, memory: int, size: int) -> None:
         view(memory, (size,), np.uint8)[:] = 0
@@ -251,6 +271,13 @@ class FakeProgram:
     ) -> None:  # fmt: skip
         number = min(int(ints(count, 1)[0]), capacity)
         write(to, matrix(source, number, channels), capacity)
+
+    def do_split_rows(self, source: int, count: int, capacity: int, channels: int, to: int) -> None:
+        number = min(int(ints(count, 1)[0]), capacity)
+        values = matrix((source, "float32", 0.0), capacity, channels)[:number]
+        high = np.clip(values, -65504, 65504).astype(np.float16)
+        rest = np.clip(values - high.astype(np.float32), -65504, 65504).astype(np.float16)
+        write((to, "float16", 0.0), np.concatenate([high, rest], 1), capacity)
 
     def do_add_rows(
         self, a: Any, b: Any, ranges: Any, count: int, capacity: int, channels: int,

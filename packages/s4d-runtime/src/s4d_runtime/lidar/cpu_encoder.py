@@ -36,8 +36,8 @@ class CpuEncoder:
     def __init__(self, graph: LidarGraph, precision: str, threads: int) -> None:
         self.graph = graph
         self.threads = threads
-        self.plan = make_plan(graph, precision, half="float32")
-        self._loose = make_plan(graph, precision, fuse=False, half="float32")
+        self.plan = make_plan(graph, precision)
+        self._loose = make_plan(graph, precision, fuse=False)
         self._weights = {
             step.node.target: _pack(step) for step in self.plan.steps if isinstance(step, ConvStep)
         }

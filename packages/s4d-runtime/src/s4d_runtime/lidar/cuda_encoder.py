@@ -240,11 +240,13 @@ class CudaEncoder:
         result = self._results.lend(program.dense_shape, program.dense_type, stream, out)
         if not capture and self._last is not None and self._last.handle != stream.handle:
             stream.wait(self._done)
-        given = Inputs(rows.address, rows.dtype, sites.address, rows.shape[0])
+        # The launches of an empty frame still work on the rest. Where the host knows the number of
+        # rows, launches have the size that is reserved, so that one graph serves any number.
+        room = rows.shape[0] if count or not rows.shape[0] else program.capacities[0]
+        given = Inputs(rows.address, rows.dtype, sites.address, room)
         try:
-            program.head(given, count, None if count else rows.shape[0]).run(stream.handle)
-            bound.launch(stream, self.stream, capture)
-            program.tail(result.address).run(stream.handle)
+            self._reservation.give(-1 if count else rows.shape[0], stream, capture)
+            bound.launch(given, count, result.address, stream, capture)
         except sparse_cuda.native().CudaFailure as error:
             raise DeviceError(f"the sparse engine: {error}") from None
         self._last = stream

@@ -23,45 +23,69 @@ class Inputs:
 
 
 class CudaProgram(Recording):
-    """Three parts of a frame: the head reads the caller's arrays, the body runs on fixed addresses
-    (and as one CUDA graph), the tail writes the result."""
+    """Frames over one block of memory: from the caller's arrays to the caller's map."""
 
-    def bind(self, base: int, state: int) -> Any:
-        """Place everything in a block of ``size`` bytes at ``base``; returns the body's program:
-        tables and network, on fixed addresses."""
+    def bind(self, base: int, state: int) -> None:
+        """Place everything in a block of ``size`` bytes at ``base``, and the words of the state."""
         self._base, self.state = base, state
-        body = self._native.Program()
-        for call in self._calls:
-            call(body)
-        return body
 
-    def head(self, inputs: Inputs, count: int, given: int | None) -> Any:
-        """From the caller's arrays to sorted sites and features.
+    def frame(self, inputs: Inputs, count: int, dense: int) -> Any:
+        """The launches of a frame. It may be run again and again.
 
         Args:
-            count: address of the number of rows on the device, or 0.
-            given: the number of rows where the host knows it.
+            count: address of the number of rows on the device; 0: ``GIVEN`` in the state has it.
+            dense: address of the result; 0: none is made.
         """
         program = self._native.Program()
-        program.clear(self.state, 4 * COUNTS)
-        if given is None:
-            program.copy(self.state + 4 * GIVEN, count, 4)
-        else:
-            program.store(self.state + 4 * GIVEN, given)
-        count = self.state + 4 * GIVEN
-        source = self.plan.storage[self.graph.source]
-        channels = self.graph.in_channels
+        self._begin(program, inputs, count)
+        self._sites(program, inputs)
+        # The input's features find their rows while the tables are made.
+        program.fork()
         if inputs.capacity:  # arrays without rows may have no address
+            program.place_rows(
+                inputs.indices, self._given, inputs.capacity, self._map(self.sites.levels[0]),
+                (inputs.features, inputs.dtype), self.graph.in_channels,
+                self._features(self.graph.source), 0,
+            )  # fmt: skip
+        program.back()
+        self._calls[0](program)
+        program.join()
+        for call in self._calls[1:]:
+            call(program)
+        if dense:
+            self._end(program, dense)
+        return program
+
+    @property
+    def _given(self) -> int:
+        return self.state + 4 * GIVEN
+
+    def _begin(self, program: Any, inputs: Inputs, count: int) -> None:
+        """Clear, and look at the values meanwhile."""
+        buffers = {id(b): b for b, _ in self._maps if b.size}
+        last = self._maps[self.sites.of_tensor[self.end.source].index][0]
+        program.fork()
+        program.clear(self.state, 4 * GIVEN)
+        if count:
+            program.copy(self._given, count, 4)
+        if inputs.capacity:
+            source = self.plan.storage[self.graph.source]
             program.check_finite(
-                inputs.features, inputs.dtype, count, inputs.capacity, channels,
+                inputs.features, inputs.dtype, self._given, inputs.capacity, self.graph.in_channels,
                 source.dtype == "float16", self.state + 4 * BAD_VALUES,
             )  # fmt: skip
-        for buffer in {id(b): b for b, _ in self._maps}.values():
-            if buffer.size:
-                program.clear(self._at(buffer), buffer.size)
+        if buffers.pop(id(last), None):
+            program.clear(self._at(last), last.size)
+        program.back()
+        for buffer in buffers.values():
+            program.clear(self._at(buffer), buffer.size)
+        program.join()
+
+    def _sites(self, program: Any, inputs: Inputs) -> None:
+        """Sorted sites of all levels, and their numbers, which become 0 after an overflow."""
         chain = self.sites.chain()
         program.build_sites(
-            inputs.indices, count, inputs.capacity, [self._level(lv) for lv in chain], True,
+            inputs.indices, self._given, inputs.capacity, [self._level(lv) for lv in chain], True,
             self.state,
         )  # fmt: skip
         for level in self.sites.levels:
@@ -71,27 +95,19 @@ class CudaProgram(Recording):
                     self._at(self._rows[level.parent.index]), self._count(level.parent),
                     self._rows_of(level.parent), self._level(level), self.state,
                 )  # fmt: skip
-        levels = len(self.sites.levels)
         program.guard_counts(
-            self.state + 4 * COUNTS, levels, self.state + 4 * sparse_cuda.ROWS_LOST, self.needed
-        )
-        if inputs.capacity:
-            program.place_rows(
-                inputs.indices, count, inputs.capacity, self._map(self.sites.levels[0]),
-                (inputs.features, inputs.dtype), channels, self._features(self.graph.source), 0,
-            )  # fmt: skip
-        return program
+            self.state + 4 * COUNTS, len(self.sites.levels),
+            self.state + 4 * sparse_cuda.ROWS_LOST, self.needed,
+        )  # fmt: skip
 
-    def tail(self, dense: int) -> Any:
-        """The dense map to address ``dense``."""
-        program = self._native.Program()
+    def _end(self, program: Any, dense: int) -> None:
+        """The dense map."""
         name = self.end.source
         level = self.sites.of_tensor[name]
         program.scatter_dense(
             self._map(level), 0, self._rows_of(level), self._features(name), self._stride(name),
             self.channels(name), list(self.end.axes), dense, self.dense_type,
         )  # fmt: skip
-        return program
 
     @property
     def dense_type(self) -> str:

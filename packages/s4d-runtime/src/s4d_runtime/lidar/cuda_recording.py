@@ -15,8 +15,9 @@ from .plan import AddStep, ConvStep, Plan, Storage
 
 __all__ = ["BAD_VALUES", "COUNTS", "GIVEN", "Recording"]
 
-# The words of the state: counters of errors, values that are not finite, rows given, rows of each
-# level (0 after an overflow), rows that each level needed. They stay on the device until asked for.
+# The words of the state: counters of errors, values that are not finite (these are cleared for each
+# frame), rows given, rows of each level (0 after an overflow), rows that each level needed. They
+# stay on the device until asked for.
 ERRORS, BAD_VALUES, GIVEN, COUNTS = 0, sparse_cuda.ERROR_SLOTS, sparse_cuda.ERROR_SLOTS + 1, 12
 _SIZES = {"float32": 4, "float16": 2, "int8": 1}
 _TABLES_AT = 1  # calls before it read the caller's arrays
@@ -53,14 +54,16 @@ class Recording:
         self._calls: list[Callable[[Any], None]] = []
         self._base = 0
         self.state = 0
-        # The head, which comes before the recorded calls, writes the input's arrays. The maps lie
-        # together, to be cleared at once; only the last one is still needed by the tail.
+        # What comes before the recorded calls writes maps, index rows and, beside the first call,
+        # the input's features. The maps lie together, to be cleared at once; only the last one is
+        # still needed for the dense map.
         self._maps = self._place_maps(sites.of_tensor[end.source])
         self._rows = [self._buffer(f"sites{lv.index}", 16 * self._rows_of(lv))
                       for lv in sites.levels]  # fmt: skip
         self.tensors: dict[str, Buffer] = {}
         self._tables: dict[int, Buffer] = {}
         self._codes: dict[tuple[str, float], Buffer] = {}
+        self._halves: dict[str, Buffer] = {}
         for buffer in (*(b for b, _ in self._maps), *self._rows):
             buffer.used_by(0)
         self._tensor(graph.source).used_by(0)
@@ -135,9 +138,11 @@ class Recording:
         entries = self._tables[id(table)]
         packed = self.weights.of(step)
         source = self._tensor(node.source)
-        codes = None
+        made = None
         if packed.dtype == "int8" and self.plan.storage[node.source].dtype != "int8":
-            codes = self._record_codes(node.source, node.input_range)
+            made = self._record_codes(node.source, node.input_range)
+        elif packed.split:
+            made = self._record_halves(node.source)
         residual = self._tensor(step.residual) if step.residual else None
         residual_range = step.residual_range
         if step.residual and self.plan.storage[step.residual].dtype == "int8":
@@ -145,9 +150,11 @@ class Recording:
         target = self._tensor(step.target)
 
         def emit(program: Any) -> None:
-            given = (self._at(codes), "int8", node.input_range) if codes else None
+            given = self._features(node.source)
+            if made is not None:
+                given = (self._at(made), packed.dtype, node.input_range)
             program.convolve(
-                given or self._features(node.source), packed.in_channels, packed.out_channels,
+                given, packed.in_channels, packed.out_channels,
                 packed.weight, self._at(entries), table.volume,
                 self._count(table.target), self._rows_of(table.target), packed.scale, packed.bias,
                 self._features(step.residual) if step.residual else (0, "float32", 0.0),
@@ -155,10 +162,10 @@ class Recording:
                 self._features(step.target),
             )  # fmt: skip
 
-        self._record(emit, entries, codes or source, residual, target)
+        self._record(emit, entries, made or source, residual, target)
 
     def _record_codes(self, name: str, amax: float) -> Buffer:
-        """int8 codes of a tensor that is stored in half, made once."""
+        """int8 codes of a tensor that is stored in half or float32, made once."""
         if (name, amax) not in self._codes:
             level, channels = self.sites.of_tensor[name], self.channels(name)
             width = self._native.padded_channels("int8", channels)
@@ -172,6 +179,22 @@ class Recording:
                 self._tensor(name), buffer,
             )  # fmt: skip
         return self._codes[name, amax]
+
+    def _record_halves(self, name: str) -> Buffer:
+        """A tensor that is stored in float32 as two halves a value, made once."""
+        if name not in self._halves:
+            level, channels = self.sites.of_tensor[name], self.channels(name)
+            width = self._native.padded_channels("float16", 2 * channels)
+            buffer = self._buffer(f"{name} halves", 2 * width * self._rows_of(level))
+            self._halves[name] = buffer
+            self._record(
+                lambda program: program.split_rows(
+                    self._at(self.tensors[name]), self._count(level), self._rows_of(level),
+                    channels, self._at(buffer),
+                ),
+                self._tensor(name), buffer,
+            )  # fmt: skip
+        return self._halves[name]
 
     def _record_addition(self, step: AddStep) -> None:
         level = self.sites.of_tensor[step.left]

@@ -1,8 +1,10 @@
-"""What the CUDA engine has reserved: rows for each level of sites, and a program over them."""
+"""What the CUDA engine has reserved: rows for each level of sites, and the frames over them."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,11 @@ from numpy.typing import NDArray
 
 from s4d_ops import sparse_cuda
 
-from ..cuda.driver import Graph, Stream
+from ..cuda.driver import Event, Graph, Stream
 from ..errors import FrameError
 from .cuda_layout import Level, dense_end, site_levels
 from .cuda_memory import DeviceMemory, download
-from .cuda_program import CudaProgram
+from .cuda_program import CudaProgram, Inputs
 from .cuda_recording import BAD_VALUES, COUNTS, GIVEN
 from .cuda_weights import DeviceWeights
 from .nodes import LidarGraph, Triple
@@ -27,37 +29,83 @@ _STATE_BYTES = 4096
 GROWTH = 1.25
 
 
+@dataclass
+class _Frame:
+    """The launches for certain arrays, and from the second time on their graph."""
+
+    launches: Any
+    ran: bool = False
+    graph: Graph | None = None
+
+
 class Bound:
-    """A program with its memory; its body runs as it is at first, then as one graph."""
+    """A program with its memory, and its frames.
+
+    A frame belongs to the addresses of the caller's arrays. The first one of its kind is launched
+    piece by piece, which loads the kernels; the next is recorded, and then the whole frame is one
+    CUDA graph. The graphs of the latest ``GRAPHS`` kinds are kept: callers use the same few arrays
+    again and again. The others are launched piece by piece.
+    """
+
+    GRAPHS = 8
 
     def __init__(self, program: CudaProgram, memory: DeviceMemory, state: int) -> None:
         self.program = program
         self.memory = memory
-        self.body = program.bind(memory.address, state)
-        self._graph: Graph | None = None
-        self._runs = 0
+        program.bind(memory.address, state)
+        self._frames: OrderedDict[tuple[Inputs, int, int], _Frame] = OrderedDict()
+        self._own, self._side, self._meeting = Stream(), Stream(), Event(timing=False)
 
-    def launch(self, stream: Stream, own: Stream, capture: bool) -> None:
-        """Put the body on ``stream``. The first run loads all kernels, the second records them."""
-        self._runs += not capture
-        if capture or self._runs == 1:
-            self.body.run(stream.handle)
+    def launch(
+        self, inputs: Inputs, count: int, dense: int, stream: Stream, capture: bool = False
+    ) -> None:
+        """Put a frame on ``stream``; ``count`` and ``dense`` as for ``CudaProgram.frame``.
+
+        Args:
+            capture: the stream is being captured: the launches themselves are wanted.
+        """
+        key = (inputs, count, dense)
+        frame = self._frames.get(key)
+        if frame is None:
+            frame = self._frames[key] = _Frame(self.program.frame(*key))
+            if len(self._frames) > self.GRAPHS:
+                self._forget(stream, capture)
+        self._frames.move_to_end(key)
+        if capture or not frame.ran:
+            self._run(frame, stream)
+            frame.ran = not capture
             return
-        if self._graph is None:
-            own.begin_capture()
+        if frame.graph is None:
+            self._own.begin_capture()
             try:
-                self.body.run(own.handle)
+                self._run(frame, self._own)
             except BaseException:
-                own.abort_capture()
+                self._own.abort_capture()
                 raise
-            self._graph = own.end_capture()
-        self._graph.launch(stream)
+            frame.graph = self._own.end_capture()
+        frame.graph.launch(stream)
 
     def close(self) -> None:
-        """Free graph and memory; their work must be over."""
-        if self._graph is not None:
-            self._graph.close()
+        """Free graphs and memory; their work must be over."""
+        for frame in self._frames.values():
+            if frame.graph is not None:
+                frame.graph.close()
+        self._frames.clear()
+        self._own.close()
+        self._side.close()
+        self._meeting.close()
         self.memory.close()
+
+    def _run(self, frame: _Frame, stream: Stream) -> None:
+        frame.launches.run(stream.handle, self._side.handle, self._meeting.handle)
+
+    def _forget(self, stream: Stream, capture: bool) -> None:
+        """Drop the frame that was not used for the longest time."""
+        _, oldest = self._frames.popitem(last=False)
+        if oldest.graph is not None:
+            if not capture:
+                stream.synchronize()
+            oldest.graph.close()
 
 
 class Reservation:
@@ -67,6 +115,8 @@ class Reservation:
         self._graph, self._plan, self._weights = graph, plan, weights
         self._end = dense_end(graph, plan)
         self._state = DeviceMemory(_STATE_BYTES)
+        self._given = -1  # what the state's GIVEN holds, where that is known
+        self._captured = False
         self._rows: dict[int, int] = {}  # by level; only grows
         self._key: tuple[Any, ...] = ()
         self._bound: Bound | None = None
@@ -123,10 +173,22 @@ class Reservation:
             self._graph, plan, sites, self._end, weights, batch_size, rows, keep=keep
         )
 
-    def bind_apart(self, program: CudaProgram) -> tuple[Any, DeviceMemory]:
-        """A program's body on memory of its own."""
-        memory = DeviceMemory(program.size)
-        return program.bind(memory.address, self._state.address), memory
+    def give(self, rows: int, stream: Stream, capture: bool = False) -> None:
+        """Tell the device how many rows the frames that follow have; -1: the device knows."""
+        self._captured |= capture  # a graph that others replay: nothing is known from then on
+        if rows < 0 or self._captured:
+            self._given = -1
+        if rows < 0 or rows == self._given:
+            return
+        program = sparse_cuda.native().Program()
+        program.store(self._state.address + 4 * GIVEN, rows)
+        program.run(stream.handle)
+        if not self._captured:
+            self._given = rows
+
+    def bind_apart(self, program: CudaProgram) -> Bound:
+        """A program on memory of its own."""
+        return Bound(program, DeviceMemory(program.size), self._state.address)
 
     def settle(self, stream: Stream) -> tuple[bool, list[int]]:
         """Wait and look at what the frame's data showed.

@@ -33,10 +33,10 @@ def trace(
     """The plan's sparse tensors on the host. The frame must have run before, so that rows enough
     are reserved and its data are known to be good."""
     program = reservation.program(plan, weights, grid, batch_size, keep=True)
-    body, memory = reservation.bind_apart(program)
+    bound = reservation.bind_apart(program)
+    reservation.give(features.shape[0], stream)
     given = Inputs(features.address, features.dtype, indices.address, features.shape[0])
-    program.head(given, 0, given.capacity).run(stream.handle)
-    body.run(stream.handle)
+    bound.launch(given, 0, 0, stream)
     levels = program.sites.levels
     counts = download(stream, program.state + 4 * COUNTS, (len(levels),), np.int32)
     rows = {
@@ -52,5 +52,6 @@ def trace(
         values = np.ascontiguousarray(wide[:, : program.channels(name)])
         shared = books.setdefault(level.index, {})
         tensors[name] = SparseRows(values, rows[level.index], level.grid, storage, shared)
-    memory.close()
+    stream.synchronize()
+    bound.close()
     return tensors

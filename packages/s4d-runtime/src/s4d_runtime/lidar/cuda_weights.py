@@ -20,7 +20,11 @@ __all__ = ["DeviceWeights", "PackedConvolution"]
 
 @dataclass(frozen=True)
 class PackedConvolution:
-    """Addresses of one convolution's weight, scale (int8, else 0) and bias, and its sizes."""
+    """Addresses of one convolution's weight, scale (int8, else 0) and bias, and its sizes.
+
+    ``split``: a half convolution of rows stored as float32. It reads them as two halves side by
+    side, with its weights twice over: ``in_channels`` is twice that of the layer.
+    """
 
     dtype: str
     in_channels: int
@@ -28,6 +32,7 @@ class PackedConvolution:
     weight: int
     scale: int
     bias: int
+    split: bool = False
 
 
 class DeviceWeights:
@@ -73,6 +78,9 @@ class DeviceWeights:
             scale = self._upload(scales.astype(np.float32), stream)
         elif weight.dtype != np.float16 or dtype == "float32":
             weight = weight.astype(np.float32)
+        split = dtype == "float16" and plan.storage[node.source].dtype == "float32"
+        if split:
+            weight, depth = np.concatenate([weight, weight], -1), 2 * depth
         raw = self._stage(np.ascontiguousarray(weight.reshape(out, volume, depth)), stream)
         packed = DeviceMemory(self._native.packed_weight_bytes(dtype, volume, depth, out))
         self._native.pack_weights(
@@ -83,7 +91,7 @@ class DeviceWeights:
         raw.close()
         self._memory.append(packed)
         bias = self._upload(node.bias.astype(np.float32), stream)
-        return PackedConvolution(dtype, depth, out, packed.address, scale, bias)
+        return PackedConvolution(dtype, depth, out, packed.address, scale, bias, split)
 
     def _stage(self, array: NDArray[Any], stream: Stream) -> DeviceMemory:
         memory = DeviceMemory(array.nbytes)

@@ -61,16 +61,13 @@ class Plan:
     free_after: tuple[tuple[str, ...], ...]
 
 
-def make_plan(graph: LidarGraph, precision: str, fuse: bool = True, half: str = "float16") -> Plan:
+def make_plan(graph: LidarGraph, precision: str, fuse: bool = True) -> Plan:
     """Choose steps and storage.
 
     Args:
         precision: "fp32", "fp16" (per-layer precision in the file is ignored) or "int8" (the
             file's per-layer precision holds).
         fuse: join Add and Relu to the convolution before them.
-        half: in "int8", how the tensors between layers that stay half are stored. "float32" avoids
-            a rounding before the codes: int8 networks answer a change of half an ulp in their first
-            layers with codes that round the other way, all the way down.
 
     Raises:
         LidarGraphError: int8 for a file without ranges.
@@ -134,7 +131,7 @@ def make_plan(graph: LidarGraph, precision: str, fuse: bool = True, half: str = 
         else:
             steps.append(node)
         producer[node.target] = here
-    storage = _storage(graph, precision, half)
+    storage = _storage(graph, precision)
     return Plan(tuple(steps), storage, _free_after(graph, steps))
 
 
@@ -160,11 +157,13 @@ def _absorbing(
     return found
 
 
-def _storage(graph: LidarGraph, precision: str, half: str) -> dict[str, Storage]:
+def _storage(graph: LidarGraph, precision: str) -> dict[str, Storage]:
     """int8 where the writer is marked so and an int8 reader says the range; else half or float.
 
     A tensor with two int8 readers is stored once, in the range of the convolution. The input and
-    what is scattered to the dense map are half.
+    what is scattered to the dense map are half. Between layers that stay half, "int8" stores
+    float32: a rounding there turns some of the first codes the other way, and int8 networks carry
+    that all the way down.
     """
     base = Storage("float32" if precision == "fp32" else "float16")
     storage = {graph.source: base}
@@ -177,7 +176,7 @@ def _storage(graph: LidarGraph, precision: str, half: str) -> dict[str, Storage]
     for name, written in precise.items():
         storage[name] = base
         if precision == "int8" and _is_read_by_layers(graph, name):
-            storage[name] = Storage(half)
+            storage[name] = Storage("float32")
         if precision != "int8" or written != "int8" or name in graph.outputs:
             continue
         ranges = _reader_ranges(graph, name)
