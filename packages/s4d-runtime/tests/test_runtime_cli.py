@@ -94,6 +94,7 @@ def test_video_without_the_extra(capsys, made_dataset, tmp_path, monkeypatch):
         *("--out", tmp_path),
     )
     assert code == 1 and "s4d-runtime[render]" in err
+    assert not list(tmp_path.iterdir())  # said before anything is drawn
 
 
 def test_drive_over_the_keyframe(capsys, artifact, keyframe, tmp_path):

@@ -61,8 +61,10 @@ class Pictures:
         fps: float = 2.0,
         lidar: bool = True,
     ) -> None:
-        from .render import Renderer
+        from .render import Renderer, require_mp4
 
+        if video in ("mp4", "both"):
+            require_mp4()
         self.folder = folder
         self.films: list[Path] = []
         self._renderer = Renderer()

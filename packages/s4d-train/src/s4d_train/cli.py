@@ -40,7 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         from s4d_ops import S4DError
 
-        if isinstance(error, S4DError):
+        if isinstance(error, BrokenPipeError):  # the reader of our output has gone: `... | head`
+            sys.stderr.close()
+            return 1
+        if isinstance(error, S4DError | OSError):
             print(f"error: {error}", file=sys.stderr)
             return 1
         raise

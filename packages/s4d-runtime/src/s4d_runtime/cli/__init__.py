@@ -26,7 +26,7 @@ COMMANDS: list[tuple[str, str, str]] = [
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand. Returns 0, 1 after an error of ours, 2 after wrong usage."""
+    """Run a subcommand. Returns 0, 1 after an error, 2 after wrong usage, 130 if interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(arguments)
     try:
@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return 1
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
@@ -60,7 +60,8 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     chosen = next((a for a in arguments if not a.startswith("-")), None)
     for name, module, text in COMMANDS:
-        command = subparsers.add_parser(name, help=text, description=text.capitalize() + ".")
+        description = f"{text[0].upper()}{text[1:]}."
+        command = subparsers.add_parser(name, help=text, description=description)
         if name == chosen:
             implementation = import_module(module, __name__)
             implementation.add_arguments(command)

@@ -3,6 +3,6 @@
 from .objects import Objects
 from .picture import Renderer, View
 from .recording import Recording
-from .video import write_gif, write_mp4
+from .video import require_mp4, write_gif, write_mp4
 
-__all__ = ["Objects", "Recording", "Renderer", "View", "write_gif", "write_mp4"]
+__all__ = ["Objects", "Recording", "Renderer", "View", "require_mp4", "write_gif", "write_mp4"]

@@ -12,7 +12,7 @@ from PIL import Image
 from ..errors import MissingExtraError
 from ..files import atomic_write
 
-__all__ = ["write_gif", "write_mp4"]
+__all__ = ["require_mp4", "write_gif", "write_mp4"]
 
 
 def write_gif(
@@ -44,8 +44,8 @@ def write_gif(
     return Path(path)
 
 
-def write_mp4(path: str | Path, pictures: Sequence[Path], fps: float = 2.0) -> Path:
-    """An H.264 MP4 of picture files.
+def require_mp4() -> Any:
+    """The module that writes MP4; ask before the first picture is drawn.
 
     Raises:
         MissingExtraError: imageio-ffmpeg is not installed.
@@ -56,12 +56,22 @@ def write_mp4(path: str | Path, pictures: Sequence[Path], fps: float = 2.0) -> P
         raise MissingExtraError(
             "MP4 needs the package imageio-ffmpeg; install s4d-runtime[render]"
         ) from None
+    return imageio_ffmpeg
+
+
+def write_mp4(path: str | Path, pictures: Sequence[Path], fps: float = 2.0) -> Path:
+    """An H.264 MP4 of picture files.
+
+    Raises:
+        MissingExtraError: imageio-ffmpeg is not installed.
+    """
+    ffmpeg = require_mp4()
     with Image.open(pictures[0]) as first:
         size = (first.width // 2 * 2, first.height // 2 * 2)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.stem}.partial.mp4")
-    writer: Any = imageio_ffmpeg.write_frames(
+    writer = ffmpeg.write_frames(
         str(partial), size, fps=fps, quality=8, macro_block_size=2, ffmpeg_log_level="error"
     )
     try:
@@ -70,9 +80,11 @@ def write_mp4(path: str | Path, pictures: Sequence[Path], fps: float = 2.0) -> P
             with Image.open(picture) as image:
                 pixels = np.asarray(image.convert("RGB").crop((0, 0, *size)))
             writer.send(np.ascontiguousarray(pixels))
+        writer.close()
+        partial.replace(target)
     finally:
         writer.close()
-    partial.replace(target)
+        partial.unlink(missing_ok=True)
     return target
 
 

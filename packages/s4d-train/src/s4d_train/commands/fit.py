@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.list:
         for name, recipe in RECIPES.items():
-            print(f"{name:<32}{(recipe.__doc__ or '').splitlines()[0]}")
+            print(f"{name:<40}{(recipe.__doc__ or '').splitlines()[0]}")
         return 0
     if not args.config:
         raise ConfigError("which config? Give a name of 's4d-train fit --list' or a config.json.")

@@ -155,8 +155,10 @@ def read_tables(folder: Path, workers: int) -> Iterator[tuple[str, Columns, str]
     MissingTableError names a table that is absent or not what it should be.
     """
     if not folder.is_dir():
+        there = ", ".join(sorted(p.name for p in folder.parent.glob("v*-*") if p.is_dir()))
         raise MissingTableError(
-            f"expected the folder of tables {folder}, found none; check --root and --version"
+            f"expected the folder of tables {folder}, found {there or 'no such folder'}; "
+            "check the data set's folder and --version"
         )
     tasks = [(str(folder), name) for name in TABLES]
     for _, name in tasks:  # all names are checked before minutes of reading start

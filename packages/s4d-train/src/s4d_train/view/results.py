@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from s4d_runtime import Frame
 from s4d_runtime.frame import Camera
-from s4d_runtime.render import Objects, Renderer, View, write_gif, write_mp4
+from s4d_runtime.render import Objects, Renderer, View, require_mp4, write_gif, write_mp4
 from s4d_train.data import DriveIndex
 from s4d_train.data.images import load_points
 from s4d_train.data.poses import inverse, rotation_matrices
@@ -41,6 +41,8 @@ def view_results(
     detection or a tracking file. Returns ``out``.
     """
     out = Path(out)
+    if out.suffix.lower() == ".mp4":
+        require_mp4()
     content = _read(Path(results))
     rows = [r for r in index.samples(split) if index.token[r].decode() in content]
     if not rows:
