@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand.
 
     Returns:
-        0 success, 1 a named error or a failed comparison. Wrong usage leaves with 2.
+        0 success, 1 an error or a failed comparison, 130 if interrupted. Wrong usage leaves with 2.
     """
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -28,19 +28,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         return run(options)
-    except S4DError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except BrokenPipeError:  # the reader of our output has gone: `... | head`
         sys.stderr.close()
         return 1
+    except (S4DError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="s4d-export", description="From a Sparse4D checkpoint to a verified artifact."
     )
-    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--version", action="version", version=f"s4d-export {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_onnx(commands)
     add_quantize_command(commands)
