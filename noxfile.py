@@ -113,6 +113,26 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session
+def venv(session: nox.Session) -> None:
+    """All packages into .venv, to use them; `-- runtime` or other names for these alone."""
+    wanted = session.posargs or list(PACKAGES)
+    if unknown := set(wanted) - set(PACKAGES):
+        session.error(f"expected names among {', '.join(PACKAGES)}, got {', '.join(unknown)}")
+    home = ROOT / ".venv"
+    session.run("python", "-m", "venv", str(home))
+    # What stands below a package comes along; tests' extras stay out.
+    below = {item.partition("[")[0] for name in wanted for item in STACK[name]}
+    torch = below & {"core", "train", "export"}
+    wheels = [str(wheel(session, name)) for name in PACKAGES if name in below]
+    wheels[0] += "[torch]" if torch else ""
+    pip = (str(home / "bin" / "python"), "-m", "pip", "install", "--quiet")
+    session.run(*pip, "--force-reinstall", "--no-deps", *(w.partition("[")[0] for w in wheels),
+                external=True)  # fmt: skip
+    session.run(*pip, "-c", str(CONSTRAINTS), *wheels, external=True)
+    session.log(f"ready: source {home.relative_to(ROOT)}/bin/activate")
+
+
+@nox.session
 @nox.parametrize("package", [*PACKAGES, "together"])
 def tests(session: nox.Session, package: str) -> None:
     """The tests of every package in an environment with only what it declares, then all at once."""
