@@ -20,6 +20,7 @@ from s4d_export import (
 from s4d_export.comparison import TOLERANCES, Comparison
 from s4d_export.frames import frame_inputs, timeline
 from s4d_export.matching import Rows, match_rows
+from s4d_export.rollout import TorchRunner
 from s4d_export.verification import format_result
 from s4d_runtime.artifact import read_artifact
 
@@ -172,3 +173,93 @@ def test_yaw_is_compared_on_the_circle():
     comparison = Comparison(TOLERANCES["fp32"])
     comparison.add(a, b)
     assert comparison.result()["tensors"]["boxes"]["max"] < 1e-6
+
+
+def _cut_frame(listed, ids=None):
+    """Detections out of five instances whose class scores end in a tie; the last is far below."""
+    place = np.arange(5, dtype=np.float32)[:, None] * np.ones((1, 10), np.float32)
+    fused = np.array([0.5, 0.2, 0.3, 0.4, 0.01], np.float32)
+    values = np.array([0.9, 0.8, 0.6, 0.6 - 1e-7, 0.1], np.float32)
+    rows = np.array(sorted(listed, key=lambda row: -fused[row]))
+    numbers = np.arange(5, dtype=np.int32)
+    return {
+        "boxes": place[rows],
+        "scores": fused[rows],
+        "labels": np.zeros(len(rows), np.int32),
+        "track_ids": numbers[rows],
+        "cut.listed": values[rows],
+        "cut.boxes": place,
+        "cut.scores": fused,
+        "cut.labels": np.zeros(5, np.int64),
+        "cut.track_ids": numbers,
+        "cut.values": values,
+        "cut.joined": numbers[:0],
+        "cut.joined_lead": fused[:0],
+    }
+
+
+def test_a_tie_at_the_cut_by_class_score_is_no_error_and_a_wrong_choice_is():
+    expected = _cut_frame([0, 1, 2])
+    comparison = Comparison(TOLERANCES["fp32"])
+    comparison.add(expected, _cut_frame([0, 1, 3]))  # 3 ties with 2, though its score is higher
+    result = comparison.result()
+    assert result["passed"] and result["ties_at_the_cut"] == 2 and result["unmatched"] == 0
+    comparison = Comparison(TOLERANCES["fp32"])
+    comparison.add(expected, _cut_frame([0, 1, 4]))  # 4 is no rival: 2 tied, but not with it
+    assert comparison.result()["unmatched"] == 1 and not comparison.result()["passed"]
+    comparison = Comparison(TOLERANCES["fp32"])
+    comparison.add(expected, _cut_frame([0, 2, 3]))  # 1 was far from the cut
+    assert comparison.result()["unmatched"] == 1
+
+
+def test_an_instance_that_a_tie_exchanged_stays_exchanged():
+    def frame(places, ids, confidence):
+        count = len(ids)
+        state = np.zeros((count, 11), np.float32)
+        state[:, 0] = places
+        return {
+            "boxes": state[:1, :10],
+            "scores": np.array([0.9], np.float32),
+            "labels": np.zeros(1, np.int32),
+            "track_ids": np.array(ids[:1], np.int32),
+            "next_anchor": state,
+            "next_feature": np.zeros((count, 4), np.float32),
+            "next_confidence": np.array(confidence, np.float32),
+            "next_track_id": np.array(ids, np.int32),
+            "next_id_counter": np.array([9], np.int32),
+        }
+
+    comparison = Comparison(TOLERANCES["fp32"])
+    tie = (
+        frame([0, 5, 10], [1, 2, 3], [0.9, 0.5, 0.3]),
+        frame([0, 5, 20], [1, 2, 4], [0.9, 0.5, 0.3]),
+    )
+    comparison.add(*tie)
+    # Later its confidence is anything; only this instance is excused.
+    comparison.add(
+        frame([0, 10, 5], [1, 3, 2], [0.9, 0.7, 0.5]), frame([0, 5, 20], [1, 2, 4], [0.9, 0.5, 0.1])
+    )
+    result = comparison.result()
+    assert result["passed"] and result["ties_at_the_cut"] == 4, result["reasons"]
+    comparison.reset()
+    comparison.add(
+        frame([0, 10, 5], [1, 3, 2], [0.9, 0.7, 0.5]), frame([0, 5, 20], [1, 2, 4], [0.9, 0.5, 0.1])
+    )
+    assert comparison.result()["unmatched"] == 1
+
+
+def test_what_the_reference_tells_about_its_cuts(exported):
+    frames = list(random_frames(exported.model.config, 4))  # the gap is in the middle
+    runner = TorchRunner(exported.model)
+    config = exported.model.config
+    first, second = runner.step(frames[0]), runner.step(frames[1])
+    assert len(first["cut.joined"]) == 0
+    assert len(second["cut.joined"]) == config.num_anchors - config.num_temporal
+    assert (second["cut.joined_lead"] >= 0).all()
+    for frame in (first, second):
+        order = np.sort(frame["cut.values"])[::-1]
+        assert np.array_equal(np.sort(frame["cut.listed"])[::-1], order[: config.num_output])
+        found = {int(n): row for row, n in enumerate(frame["cut.track_ids"])}
+        rows = [found[int(n)] for n in frame["track_ids"]]
+        assert np.array_equal(frame["cut.boxes"][rows], frame["boxes"])
+        assert np.array_equal(frame["cut.values"][rows], frame["cut.listed"])

@@ -7,12 +7,13 @@ identity: first equal id at (nearly) the same place, then the nearest row, then 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Rows", "RowMatch", "box_distance", "match_rows"]
+__all__ = ["RowMatch", "Rows", "box_distance", "match_rows", "match_strays"]
 
 Array = NDArray[np.float64]
 
@@ -46,17 +47,13 @@ def box_distance(a: Array, b: Array, yaw_column: int | None = 6) -> Array:
     return difference.max(axis=-1, initial=0.0)
 
 
-def match_rows(
-    a: Rows, b: Rows, radius: float, yaw_column: int | None = 6, stray: bool = True
-) -> RowMatch:
+def match_rows(a: Rows, b: Rows, radius: float, yaw_column: int | None = 6) -> RowMatch:
     """Match the rows of `a` and `b` one to one.
 
     Args:
         radius: rows closer than this (largest difference over place and score, equal label) may
             be the same instance under another id.
         yaw_column: column of `place` that is an angle, or None.
-        stray: match what is left over by id, however far apart: a gross error then shows in the
-            figures. Off where ids may be exchanged, as in low precision.
     """
     free_a, free_b = set(range(len(a.score))), set(range(len(b.score)))
     pairs: list[tuple[int, int]] = []
@@ -66,9 +63,7 @@ def match_rows(
         free_a.discard(i)
         free_b.discard(j)
 
-    by_id: dict[int, list[int]] = {}
-    for j in range(len(b.score)):
-        by_id.setdefault(int(b.track_id[j]), []).append(j)
+    by_id = _rows_by_id(b, free_b)
     for i in range(len(a.score)):
         for j in by_id.get(int(a.track_id[i]), []):
             if j in free_b and _distance(a, b, [i], [j], yaw_column)[0, 0] <= radius:
@@ -84,14 +79,37 @@ def match_rows(
             i, j = rest_a[row], rest_b[column]
             if i in free_a and j in free_b:
                 take(i, j)
-    for i in (
-        sorted(free_a) if stray else ()
-    ):  # the same instance, gone astray: its error must be seen
-        for j in by_id.get(int(a.track_id[i]), []):
-            if j in free_b:
-                take(i, j)
-                break
-    pairs.sort()
+    return _as_match(pairs, free_a, free_b)
+
+
+def match_strays(a: Rows, b: Rows, match: RowMatch, exchanged: Collection[int]) -> RowMatch:
+    """Match what `match` left over by id, however far apart: a gross error shows in the figures.
+
+    Args:
+        exchanged: ids that a tie gave to different instances; they stay without counterpart.
+    """
+    pairs = list(zip(match.first.tolist(), match.second.tolist(), strict=True))
+    free_a, free_b = set(match.left_over_first.tolist()), set(match.left_over_second.tolist())
+    by_id = _rows_by_id(b, free_b)
+    for i in sorted(free_a):
+        number = int(a.track_id[i])
+        same = [] if number in exchanged else [j for j in by_id.get(number, []) if j in free_b]
+        if same:
+            pairs.append((i, same[0]))
+            free_a.discard(i)
+            free_b.discard(same[0])
+    return _as_match(pairs, free_a, free_b)
+
+
+def _rows_by_id(rows: Rows, among: Collection[int]) -> dict[int, list[int]]:
+    numbers: dict[int, list[int]] = {}
+    for j in sorted(among):
+        numbers.setdefault(int(rows.track_id[j]), []).append(j)
+    return numbers
+
+
+def _as_match(pairs: list[tuple[int, int]], free_a: set[int], free_b: set[int]) -> RowMatch:
+    pairs = sorted(pairs)
     first, second = (np.array([pair[k] for pair in pairs], dtype=np.int64) for k in (0, 1))
     return RowMatch(
         first, second, np.array(sorted(free_a), np.int64), np.array(sorted(free_b), np.int64)

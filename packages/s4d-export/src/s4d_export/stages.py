@@ -154,9 +154,7 @@ def _record(
         a, b = truth, got[path]
         if path.startswith("head."):
             box = path.rsplit(".", 1)[0] + ".refinement"
-            match = match_rows(
-                _rows(expected[box][0]), _rows(got[box][0]), tolerance.radius, None, False
-            )
+            match = match_rows(_rows(expected[box][0]), _rows(got[box][0]), tolerance.radius, None)
             a, b = a[0, match.first], b[0, match.second]
             lost[path] = len(match.left_over_first)
         difference = np.abs(a.astype(np.float64) - b.astype(np.float64))
