@@ -4,9 +4,9 @@
     python benchmarks/parity.py --frames 40 --precisions fp32 fp16 int8 --torch-device cuda \\
         --backends onnxruntime-cpu onnxruntime-cuda
 
-Weights are drawn from a seed (tests/helpers.py), images come from a data set in nuScenes layout
-or are random; int8 is calibrated on two of the frames. Writes CHECKPOINT and artifacts into
---folder and prints one table per artifact and engine.
+Weights are drawn from a seed (tests/helpers.py) or those of --checkpoint, images come from a data
+set in nuScenes layout or are random; int8 is calibrated on two of the frames. Writes the checkpoint
+and artifacts into --folder and prints one table per artifact and engine.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="sparse4dv3_r50")
+    parser.add_argument("--checkpoint", help="weights and configuration; default: seeded weights")
     parser.add_argument("--data", help="nuScenes directory; default: random images")
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
@@ -36,7 +37,7 @@ def main() -> int:
     import torch
     from helpers import seeded_model
 
-    from s4d_core import save_checkpoint
+    from s4d_core import load_checkpoint, save_checkpoint
     from s4d_export import export_graph, nuscenes_frames, random_frames, verify
     from s4d_export.rollout import Recorded, TorchRunner
     from s4d_export.verification import format_result
@@ -44,8 +45,11 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     options.folder.mkdir(parents=True, exist_ok=True)
-    model = seeded_model(options.model)
-    save_checkpoint(model, options.folder / "checkpoint")
+    if options.checkpoint:
+        model = load_checkpoint(options.checkpoint)
+    else:
+        model = seeded_model(options.model)
+        save_checkpoint(model, options.folder / "checkpoint")
     if options.data:
         frames = list(nuscenes_frames(model.config, options.data, options.frames))
     else:
