@@ -108,12 +108,13 @@ class FakeProgram:
             self.module.driver.enqueue(stream, lambda work=work: work() and None)
 
     def _in_some_order(self) -> list[tuple[str, Callable[[], Any]]]:
-        """Calls between fork and back may run at any time before the join: now and then late."""
+        """Calls between fork (or aside) and back may run at any time before the join: now and then
+        late."""
         self.module.late = not self.module.late
         ordered, aside, forked = [], [], False
         for call in self.calls:
-            if call[0] in ("fork", "back"):
-                forked = call[0] == "fork"
+            if call[0] in ("fork", "aside", "back"):
+                forked = call[0] != "back"
             elif call[0] == "join":
                 ordered += aside
                 aside = []
@@ -123,6 +124,7 @@ class FakeProgram:
         return ordered
 
     def do_fork(self) -> None: ...
+    def do_aside(self) -> None: ...
     def do_back(self) -> None: ...
     def do_join(self) -> None: ...
 
@@ -164,8 +166,9 @@ class FakeProgram:
             kept = self._list(level, self._reached(kept, level), errors)
 
     def do_strided_sites(
-        self, indices: int, count: int, capacity: int, level: Any, errors: int
+        self, indices: int, count: int, capacity: int, level: Any, cleared: bool, errors: int
     ) -> None:
+        assert cleared
         rows = ints(indices, capacity, 4)[: int(ints(count, 1)[0])]
         self._list(level, self._reached(rows, level), errors)
 
@@ -291,19 +294,17 @@ class FakeProgram:
         )  # fmt: skip
         write(output, result, capacity)
 
-    def do_scatter_dense(
-        self, site_map: Any, order: int, capacity: int, features: Any, stride: int, channels: int,
-        axes: Any, dense: int, dtype: str,
+    def do_scatter_rows(
+        self, indices: int, count: int, capacity: int, features: Any, stride: int, channels: int,
+        grid: Any, axes: Any, dense: int, dtype: str,
     ) -> None:  # fmt: skip
-        grid, memory, _ = site_map
-        ranks = view(memory, (int(np.prod(grid)),), np.int32)
-        keys = np.flatnonzero((ranks >= 0) & (ranks < capacity))
-        values = view(features[0], (capacity, stride), features[1])[ranks[keys], :channels]
-        whole = np.zeros((int(np.prod(grid)), channels), dtype)
-        whole[keys] = values
-        whole = whole.reshape(*grid, channels)
-        result = whole.transpose(0, 4, *(axis + 1 for axis in axes))
-        view(dense, result.shape, dtype)[:] = result
+        number = min(int(ints(count, 1)[0]), capacity)
+        rows = ints(indices, capacity, 4)[:number]
+        sizes = [grid[1 + axis] for axis in axes]
+        values = view(features[0], (capacity, stride), features[1])[:number, :channels]
+        result = view(dense, (grid[0], channels, *sizes), dtype)
+        places = [rows[:, 1 + axis] for axis in axes]
+        result[rows[:, 0], :, places[0], places[1], places[2]] = values
 
     def do_voxelize(
         self, points: Any, point_count: int, point_capacity: int, channels: int, limits: Any,

@@ -103,7 +103,7 @@ def test_same_bits_as_on_the_cpu(device, frame, precision, change):
     cuda, cpu = engines(build_graph(source), precision)
     assert cuda.device == "cuda" and cuda.plan.steps == cpu.plan.steps
     want = cpu(features, indices)
-    for _ in range(3):  # plain, captured, replayed
+    for _ in range(6):  # piece by piece, captured, replayed
         got = cuda(features, indices)
         assert isinstance(got, np.ndarray) and got.dtype == want.dtype
         same(got, want, exact=precision != "int8")
@@ -190,6 +190,32 @@ def test_a_count_on_the_device(device, frame):
     cuda.cuda.enqueue(OnDevice(features), OnDevice(indices), count=address)
     with pytest.raises(FrameError, match="more than were reserved"):
         cuda.cuda.check()
+
+
+def test_arrays_at_many_addresses(device, frame):
+    """Frames of the same arrays become graphs, others are launched; few graphs are kept."""
+    features, indices = frame
+    cuda, cpu = engines(build_graph(read_onnx(example_path())), max_voxels=2000)
+    count = OnDevice(np.array([0], np.int32))
+    rng = np.random.default_rng(0)
+    held = [[OnDevice(a) for a in (features, indices, np.zeros((1, 64, 9, 7), np.float16))]
+            for _ in range(14)]  # fmt: skip
+    for number in range(90):
+        # Mostly the first few, so that some come often and others once in a while.
+        x, rows, out = held[int(14 * rng.random() ** 4)]
+        rows_used = int(rng.integers(1, 843))
+        if number % 3:
+            count.array[0] = rows_used
+            cuda.cuda.enqueue(x, rows, count=count.array.ctypes.data, out=out)
+        else:
+            parts = [OnDevice(a.array[:rows_used]) for a in (x, rows)]
+            cuda.cuda.enqueue(*parts, out=out)
+        assert cuda.cuda.check()[0] == rows_used
+        np.testing.assert_array_equal(out.array, cpu(features[:rows_used], indices[:rows_used]))
+    calls = device.driver.calls
+    assert 3 <= calls["cuGraphInstantiateWithFlags"] <= 40
+    alive = calls["cuGraphInstantiateWithFlags"] - calls["cuGraphExecDestroy"]
+    assert alive <= 12
 
 
 def test_more_sites_than_reserved_is_said_and_repeated(device):
@@ -358,7 +384,7 @@ def test_arguments_fit_the_real_module(device, frame, monkeypatch):
     cuda.voxelize(np.zeros((10, 5), np.float32))
     assert seen == {
         n.removeprefix("do_") for n in vars(FakeProgram) if n.startswith("do_")
-    } - {"copy"}  # fmt: skip
+    } - {"copy", "aside"}  # fmt: skip
     for dtype in ("float32", "float16", "int8"):
         assert real.padded_channels(dtype, 5) == device.padded_channels(dtype, 5)
         assert real.packed_weight_bytes(dtype, 27, 5, 16) > 0

@@ -1,6 +1,6 @@
-// A list of the core's calls with their addresses, built once and launched as often as wanted, on any
-// stream, also under capture into a CUDA graph. Part of the calls may run beside the others, on a
-// second stream.
+// A list of the core's calls with their addresses, built once and launched as often as wanted, on
+// any stream, also under capture into a CUDA graph. Some may run beside the others, on a second
+// stream.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -29,13 +29,15 @@ inline void require(cudaError_t code, const char* where) {
 
 class CallList {
  public:
-  // Until back(), calls go to a second stream, which starts where the main one stands now. join()
-  // lets the main stream wait for them. The calls between must not need each other's results.
+  // fork(): calls go to a second stream, which waits for what the main one has so far. back(): to
+  // the main stream again. aside(): to the second stream once more, without waiting. join(): the main
+  // stream waits for what the second one has so far.
   void fork() {
-    forked_ = true;
+    aside_ = true;
     add("fork", nullptr, Kind::fork);
   }
-  void back() { forked_ = false; }
+  void aside() { aside_ = true; }
+  void back() { aside_ = false; }
   void join() { add("join", nullptr, Kind::join); }
 
   // Launches everything; nothing waits. Without a second stream all calls come one after another.
@@ -75,11 +77,11 @@ class CallList {
   };
 
   void add(const char* name, Body body, Kind kind) {
-    calls_.push_back({name, std::move(body), kind, forked_});
+    calls_.push_back({name, std::move(body), kind, aside_});
   }
 
   std::vector<Call> calls_;
-  bool forked_ = false;
+  bool aside_ = false;
 };
 
 }  // namespace s4d::sparse::cuda

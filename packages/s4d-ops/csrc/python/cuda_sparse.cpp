@@ -130,10 +130,10 @@ class Program : public CallList {
   }
 
   void one_level(Address indices, Address count, int64_t capacity, const LevelNumbers& numbers,
-                 Address errors) {
+                 bool cleared, Address errors) {
     const SiteLevel level = level_of(numbers);
     add("strided_sites", [=](cudaStream_t s) {
-      return strided_sites(ints(indices), ints(count), capacity, level, false, ints(errors), s);
+      return strided_sites(ints(indices), ints(count), capacity, level, cleared, ints(errors), s);
     });
   }
 
@@ -243,6 +243,24 @@ class Program : public CallList {
     add("scatter_dense", [=](cudaStream_t s) { return scatter_dense(task, s); });
   }
 
+  void scatter_cleared(Address indices, Address count, int64_t capacity,
+                      const FeatureNumbers& features, int64_t stride, int32_t channels,
+                      const GridNumbers& grid, const std::array<int32_t, 3>& axes, Address dense,
+                      const std::string& type) {
+    ScatterTask task;
+    task.indices = ints(indices);
+    task.count = ints(count);
+    task.capacity = capacity;
+    task.features = features_of(features);
+    task.stride = stride;
+    task.channels = channels;
+    task.grid = grid_of(grid);
+    for (size_t axis = 0; axis < 3; ++axis) task.axes[axis] = axes[axis];
+    task.dense = at(dense);
+    task.dense_type = type_of(type);
+    add("scatter_rows", [=](cudaStream_t s) { return scatter_rows(task, s); });
+  }
+
   // `rules`: low, high, size (x y z), grid (x y z), max_points, max_voxels.
   void voxels(const std::tuple<Address, std::string>& points, Address point_count,
               int64_t point_capacity, int32_t channels,
@@ -315,9 +333,11 @@ PYBIND11_MODULE(_sparse_cuda, module) {
       .def("convert_rows", &Program::convert)
       .def("add_rows", &Program::sum)
       .def("scatter_dense", &Program::scatter)
+      .def("scatter_rows", &Program::scatter_cleared)
       .def("voxelize", &Program::voxels)
       .def("split_rows", &Program::split)
       .def("fork", &Program::fork)
+      .def("aside", &Program::aside)
       .def("back", &Program::back)
       .def("join", &Program::join)
       .def("run",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Buffer", "assign_offsets"]
+__all__ = ["ALIGNMENT", "Buffer", "assign_offsets", "assign_within"]
 
 ALIGNMENT = 256
 
@@ -32,21 +32,43 @@ def assign_offsets(buffers: list[Buffer], share: bool = True) -> int:
     Largest first, each at the lowest place where no buffer that lives at the same time lies. With
     ``share`` False all lie side by side.
     """
-    total = 0
     placed: list[Buffer] = []
-    for buffer in sorted(buffers, key=lambda b: (-b.size, b.first, b.name)):
-        size = -(-max(buffer.size, 1) // ALIGNMENT) * ALIGNMENT
-        at = 0
-        neighbours = [
-            other
-            for other in placed
-            if not share or (other.first <= buffer.last and buffer.first <= other.last)
-        ]
-        for other in sorted(neighbours, key=lambda b: b.offset):
-            if at + size <= other.offset:
-                break
-            at = max(at, -(-(other.offset + max(other.size, 1)) // ALIGNMENT) * ALIGNMENT)
-        buffer.offset = at
+    for buffer in _largest_first(buffers):
+        buffer.offset = _lowest_place(buffer, placed, share)
         placed.append(buffer)
-        total = max(total, at + size)
-    return total
+    return max((_end(buffer) for buffer in buffers), default=0)
+
+
+def assign_within(buffers: list[Buffer], limit: int) -> list[Buffer]:
+    """Place as many buffers as ``limit`` bytes take, those that live at one time apart; returns the
+    others."""
+    placed: list[Buffer] = []
+    others: list[Buffer] = []
+    for buffer in _largest_first(buffers):
+        buffer.offset = _lowest_place(buffer, placed, True)
+        (placed if _end(buffer) <= limit else others).append(buffer)
+    return others
+
+
+def _largest_first(buffers: list[Buffer]) -> list[Buffer]:
+    return sorted(buffers, key=lambda b: (-b.size, b.first, b.name))
+
+
+def _end(buffer: Buffer) -> int:
+    """The next aligned place behind a buffer."""
+    return buffer.offset + -(-max(buffer.size, 1) // ALIGNMENT) * ALIGNMENT
+
+
+def _lowest_place(buffer: Buffer, placed: list[Buffer], share: bool) -> int:
+    size = -(-max(buffer.size, 1) // ALIGNMENT) * ALIGNMENT
+    at = 0
+    neighbours = [
+        other
+        for other in placed
+        if not share or (other.first <= buffer.last and buffer.first <= other.last)
+    ]
+    for other in sorted(neighbours, key=lambda b: b.offset):
+        if at + size <= other.offset:
+            break
+        at = max(at, _end(other))
+    return at

@@ -50,15 +50,6 @@ class Sites:
     of_tensor: dict[str, Level] = field(default_factory=dict)
     of_step: dict[str, Table] = field(default_factory=dict)  # by the convolution's target
 
-    def chain(self) -> list[Level]:
-        """The input's level and its first descendants, one under the other."""
-        found = [self.levels[0]]
-        while True:
-            child = next((lv for lv in self.levels if lv.parent is found[-1]), None)
-            if child is None:
-                return found
-            found.append(child)
-
 
 def site_levels(graph: LidarGraph, plan: Plan, grid_shape: Triple) -> Sites:
     """Walk the plan.

@@ -30,16 +30,38 @@ class CudaProgram(Recording):
         self._base, self.state = base, state
 
     def frame(self, inputs: Inputs, count: int, dense: int) -> Any:
-        """The launches of a frame. It may be run again and again.
+        """The launches of a frame, which may be run again and again: head and body in one.
 
         Args:
             count: address of the number of rows on the device; 0: ``GIVEN`` in the state has it.
             dense: address of the result; 0: none is made.
         """
+        self._dense = dense
         program = self._native.Program()
+        self._head(program, inputs, count)
+        # The second stream need not wait for the first table.
+        program.aside()
+        self._body(program, dense)
+        return program
+
+    def head(self, inputs: Inputs, count: int, dense: int) -> Any:
+        """What reads the caller's arrays: the input's sites, features and first table."""
+        self._dense = dense
+        program = self._native.Program()
+        self._head(program, inputs, count)
+        return program
+
+    def body(self, dense: int) -> Any:
+        """The rest of a frame."""
+        self._dense = dense
+        program = self._native.Program()
+        program.fork()
+        self._body(program, dense)
+        return program
+
+    def _head(self, program: Any, inputs: Inputs, count: int) -> None:
         self._begin(program, inputs, count)
-        self._sites(program, inputs)
-        # The input's features find their rows while the tables are made.
+        # The input's features find their rows while the first table is made.
         program.fork()
         if inputs.capacity:  # arrays without rows may have no address
             program.place_rows(
@@ -50,20 +72,32 @@ class CudaProgram(Recording):
         program.back()
         self._calls[0](program)
         program.join()
-        for call in self._calls[1:]:
+
+    def _body(self, program: Any, dense: int) -> None:
+        """Begins on the second stream."""
+        self._later_sites(program)
+        for call in self._side:
             call(program)
+        program.back()
+        for number, call in enumerate(self._calls[1:], 1):
+            if number == self._meet:
+                program.join()
+            if number == self._clear_at and dense:
+                program.fork()
+                program.clear(dense, self.dense_bytes)
+                program.back()
+            call(program)
+        program.join()
         if dense:
             self._end(program, dense)
-        return program
 
     @property
     def _given(self) -> int:
         return self.state + 4 * GIVEN
 
     def _begin(self, program: Any, inputs: Inputs, count: int) -> None:
-        """Clear, and look at the values meanwhile."""
-        buffers = {id(b): b for b, _ in self._maps if b.size}
-        last = self._maps[self.sites.of_tensor[self.end.source].index][0]
+        """Clear, look at the values meanwhile, and sort the input's sites."""
+        first, others = self._maps[0][0], self._maps[-1][0]
         program.fork()
         program.clear(self.state, 4 * GIVEN)
         if count:
@@ -74,51 +108,44 @@ class CudaProgram(Recording):
                 inputs.features, inputs.dtype, self._given, inputs.capacity, self.graph.in_channels,
                 source.dtype == "float16", self.state + 4 * BAD_VALUES,
             )  # fmt: skip
-        if buffers.pop(id(last), None):
-            program.clear(self._at(last), last.size)
+        if others is not first:
+            program.clear(self._at(others), others.size)
         program.back()
-        for buffer in buffers.values():
-            program.clear(self._at(buffer), buffer.size)
+        program.clear(self._at(first), first.size)
         program.join()
-
-    def _sites(self, program: Any, inputs: Inputs) -> None:
-        """Sorted sites of all levels, and their numbers, which become 0 after an overflow."""
-        chain = self.sites.chain()
         program.build_sites(
-            inputs.indices, self._given, inputs.capacity, [self._level(lv) for lv in chain], True,
+            inputs.indices, self._given, inputs.capacity, [self._level(self.sites.levels[0])], True,
             self.state,
         )  # fmt: skip
-        for level in self.sites.levels:
-            if level not in chain:
-                assert level.parent is not None
-                program.strided_sites(
-                    self._at(self._rows[level.parent.index]), self._count(level.parent),
-                    self._rows_of(level.parent), self._level(level), self.state,
-                )  # fmt: skip
+        self._guard(program, 0, 1)
+
+    def _later_sites(self, program: Any) -> None:
+        """Sorted sites of the levels after the input's."""
+        for level in self.sites.levels[1:]:
+            assert level.parent is not None
+            program.strided_sites(
+                self.rows_at(level.parent), self._count(level.parent), self._rows_of(level.parent),
+                self._level(level), True, self.state,
+            )  # fmt: skip
+        if len(self.sites.levels) > 1:
+            self._guard(program, 1, len(self.sites.levels))
+
+    def _guard(self, program: Any, first: int, last: int) -> None:
+        """Note the rows of some levels; after an overflow they become 0, and no work follows."""
         program.guard_counts(
-            self.state + 4 * COUNTS, len(self.sites.levels),
-            self.state + 4 * sparse_cuda.ROWS_LOST, self.needed,
+            self.state + 4 * (COUNTS + first), last - first,
+            self.state + 4 * sparse_cuda.ROWS_LOST, self.needed + 4 * first,
         )  # fmt: skip
 
     def _end(self, program: Any, dense: int) -> None:
-        """The dense map."""
+        """The dense map, which is clear."""
         name = self.end.source
         level = self.sites.of_tensor[name]
-        program.scatter_dense(
-            self._map(level), 0, self._rows_of(level), self._features(name), self._stride(name),
-            self.channels(name), list(self.end.axes), dense, self.dense_type,
+        program.scatter_rows(
+            self.rows_at(level), self._count(level), self._rows_of(level), self._features(name),
+            self._stride(name), self.channels(name), self._grid(level), list(self.end.axes), dense,
+            self.dense_type,
         )  # fmt: skip
-
-    @property
-    def dense_type(self) -> str:
-        """Element type of the result."""
-        return "float32" if self.plan.storage[self.end.source].dtype == "float32" else "float16"
-
-    @property
-    def dense_shape(self) -> tuple[int, ...]:
-        """Shape of the result."""
-        name = self.end.source
-        return self.end.shape(self.batch_size, self.channels(name), self.sites.of_tensor[name].grid)
 
     def tensor_at(self, name: str) -> tuple[int, int, int]:
         """Address, rows and values per row of a sparse tensor's memory."""

@@ -1,13 +1,21 @@
-"""A plan's tables and layers as recorded calls over buffers that share memory."""
+"""A plan's tables and layers as recorded calls over buffers that share memory.
+
+A frame has two lines of work. The main one makes the sites and the table of the input's level and
+runs the convolutions. The side line meanwhile makes the sites of the other levels and their tables;
+both meet before the first convolution that needs one. Times of buffers are numbers of main calls:
+0 is what comes before the first table, ``_FIRST`` that table, then the calls in order.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from math import prod
 from typing import Any
 
 from s4d_ops import sparse_cuda
 
-from .arena import Buffer, assign_offsets
+from .arena import ALIGNMENT, Buffer, assign_offsets, assign_within
 from .cuda_layout import DenseEnd, Level, Sites, Table
 from .cuda_weights import DeviceWeights
 from .nodes import LidarGraph
@@ -18,9 +26,10 @@ __all__ = ["BAD_VALUES", "COUNTS", "GIVEN", "Recording"]
 # The words of the state: counters of errors, values that are not finite (these are cleared for each
 # frame), rows given, rows of each level (0 after an overflow), rows that each level needed. They
 # stay on the device until asked for.
-ERRORS, BAD_VALUES, GIVEN, COUNTS = 0, sparse_cuda.ERROR_SLOTS, sparse_cuda.ERROR_SLOTS + 1, 12
+ERRORS, BAD_VALUES = 0, sparse_cuda.ERROR_SLOTS
+GIVEN, COUNTS = BAD_VALUES + 1, BAD_VALUES + 2
 _SIZES = {"float32": 4, "float16": 2, "int8": 1}
-_TABLES_AT = 1  # calls before it read the caller's arrays
+_FIRST = 1  # number of the first call, the tables of the input's level
 
 
 class Recording:
@@ -52,12 +61,10 @@ class Recording:
         self._native = sparse_cuda.native()
         self._buffers: list[Buffer] = []
         self._calls: list[Callable[[Any], None]] = []
-        self._base = 0
+        self._side: list[Callable[[Any], None]] = []
+        self._base = self._dense = 0
         self.state = 0
-        # What comes before the recorded calls writes maps, index rows and, beside the first call,
-        # the input's features. The maps lie together, to be cleared at once; only the last one is
-        # still needed for the dense map.
-        self._maps = self._place_maps(sites.of_tensor[end.source])
+        self._maps = self._place_maps()
         self._rows = [self._buffer(f"sites{lv.index}", 16 * self._rows_of(lv))
                       for lv in sites.levels]  # fmt: skip
         self.tensors: dict[str, Buffer] = {}
@@ -67,16 +74,21 @@ class Recording:
         for buffer in (*(b for b, _ in self._maps), *self._rows):
             buffer.used_by(0)
         self._tensor(graph.source).used_by(0)
+        self._meet = -1
         self._record_tables()
         for step in plan.steps:
             if isinstance(step, ConvStep):
                 self._record_convolution(step)
             elif isinstance(step, AddStep):
                 self._record_addition(step)
-        tail = _TABLES_AT + len(self._calls)
-        self.tensors[end.source].used_by(tail)
-        self._maps[sites.of_tensor[end.source].index][0].used_by(tail)
-        self.size = assign_offsets(self._buffers, share=not keep)
+        calls = len(self._calls)
+        self._meet = self._meet if self._meet >= 0 else calls
+        for buffer in (*(b for b, _ in self._maps), *self._rows, *self._tables.values()):
+            buffer.used_by(_FIRST + self._meet - 1)
+        self.tensors[end.source].used_by(_FIRST + calls)
+        self._rows[sites.of_tensor[end.source].index].used_by(_FIRST + calls)
+        self._clear_at = calls // 2
+        self.size = self._assign(keep)
 
     def channels(self, name: str) -> int:
         """Of a sparse tensor, without padding."""
@@ -91,8 +103,19 @@ class Recording:
         self._buffers.append(buffer)
         return buffer
 
+    def _assign(self, keep: bool) -> int:
+        """Places. The result's memory is free until it is cleared: early tensors lie there."""
+        self._inside: set[Buffer] = set()
+        if keep:
+            return assign_offsets(self._buffers, share=False)
+        held = (*self.tensors.values(), *self._codes.values(), *self._halves.values())
+        early = [b for b in held if b.last < _FIRST + self._clear_at]
+        others = assign_within(early, self.dense_bytes - ALIGNMENT)
+        self._inside = set(early) - set(others)
+        return assign_offsets([b for b in self._buffers if b not in self._inside])
+
     def _record(self, call: Callable[[Any], None], *buffers: Buffer | None) -> None:
-        number = _TABLES_AT + len(self._calls)
+        number = _FIRST + len(self._calls)
         for buffer in buffers:
             if buffer is not None:
                 buffer.used_by(number)
@@ -106,36 +129,40 @@ class Recording:
         return self.tensors[name]
 
     def _record_tables(self) -> None:
-        direct = [t for t in self.sites.tables if t.inverse_of is None]
-        for table in direct:
+        """Tables within the input's level come first, the others beside what follows."""
+        first: list[Table] = []
+        later: list[Table] = []
+        for table in self.sites.tables:
             size = 4 * table.volume * self._rows_of(table.target)
-            self._tables[id(table)] = self._buffer("table", size)
-        self._record(
-            lambda program: program.build_tables([self._table_task(t) for t in direct]),
-            *(buffer for buffer, _ in self._maps), *self._rows,
-            *self._tables.values(),
-        )  # fmt: skip
+            buffer = self._tables[id(table)] = self._buffer("table", size)
+            buffer.used_by(_FIRST)
+            if table.inverse_of is None:
+                own = table.source.index == table.target.index == 0
+                (first if own else later).append(table)
+        self._record(lambda program: self._emit_tables(program, first))
+        self._side.append(lambda program: self._emit_tables(program, later))
+        self._first_tables = {id(table) for table in first}
         for table in self.sites.tables:
             if table.inverse_of is not None:
-                self._record_inverse(table, table.inverse_of)
+                self._side.append(partial(self._emit_inverse, table, table.inverse_of))
 
-    def _record_inverse(self, table: Table, forward: Table) -> None:
-        buffer = self._buffer("inverse", 4 * table.volume * self._rows_of(table.target))
-        source = self._tables[id(forward)]
-        self._tables[id(table)] = buffer
-        self._record(
-            lambda program: program.transpose_table(
-                self._at(source), table.volume, self._count(table.source),
-                self._rows_of(table.source), self._rows_of(table.target), self._at(buffer),
-                self.state,
-            ),
-            source, buffer,
+    def _emit_tables(self, program: Any, tables: list[Table]) -> None:
+        if tables:
+            program.build_tables([self._table_task(t) for t in tables])
+
+    def _emit_inverse(self, table: Table, forward: Table, program: Any) -> None:
+        program.transpose_table(
+            self._at(self._tables[id(forward)]), table.volume, self._count(table.source),
+            self._rows_of(table.source), self._rows_of(table.target),
+            self._at(self._tables[id(table)]), self.state,
         )  # fmt: skip
 
     def _record_convolution(self, step: ConvStep) -> None:
         node = step.node
         table = self.sites.of_step[node.target]
         entries = self._tables[id(table)]
+        if id(table) not in self._first_tables and self._meet < 0:
+            self._meet = len(self._calls)
         packed = self.weights.of(step)
         source = self._tensor(node.source)
         made = None
@@ -213,10 +240,30 @@ class Recording:
             self._tensor(step.target),
         )  # fmt: skip
 
+    @property
+    def dense_type(self) -> str:
+        """Element type of the result."""
+        return "float32" if self.plan.storage[self.end.source].dtype == "float32" else "float16"
+
+    @property
+    def dense_shape(self) -> tuple[int, ...]:
+        """Shape of the result."""
+        name = self.end.source
+        return self.end.shape(self.batch_size, self.channels(name), self.sites.of_tensor[name].grid)
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of the result."""
+        return prod(self.dense_shape) * _SIZES[self.dense_type]
+
     # -- addresses and descriptors
 
     def _at(self, buffer: Buffer | None) -> int:
-        return 0 if buffer is None else self._base + buffer.offset
+        if buffer is None:
+            return 0
+        if buffer in self._inside:
+            return -(-self._dense // ALIGNMENT) * ALIGNMENT + buffer.offset
+        return self._base + buffer.offset
 
     def _rows_of(self, level: Level) -> int:
         return self.capacities[level.index]
@@ -235,18 +282,12 @@ class Recording:
     def _grid(self, level: Level) -> list[int]:
         return [self.batch_size, *level.grid]
 
-    def _place_maps(self, last: Level) -> list[tuple[Buffer, int]]:
+    def _place_maps(self) -> list[tuple[Buffer, int]]:
+        """The input's map, and the others together: each of the two is cleared at once."""
         sizes = [int(self._native.site_map_bytes(self._grid(lv))) for lv in self.sites.levels]
-        own = self._buffer("last map", sizes[last.index])
-        others = self._buffer("maps", sum(sizes) - sizes[last.index])
-        places, offset = [], 0
-        for level, size in zip(self.sites.levels, sizes, strict=True):
-            if level is last:
-                places.append((own, 0))
-                continue
-            places.append((others, offset))
-            offset += size
-        return places
+        own = self._buffer("map of the input", sizes[0])
+        others = self._buffer("maps", sum(sizes[1:]))
+        return [(own, 0), *((others, sum(sizes[1:level])) for level in range(1, len(sizes)))]
 
     def _map(self, level: Level) -> tuple[list[int], int, int]:
         buffer, offset = self._maps[level.index]

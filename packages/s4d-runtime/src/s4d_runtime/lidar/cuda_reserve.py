@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,31 +30,59 @@ GROWTH = 1.25
 
 
 @dataclass
-class _Frame:
-    """The launches for certain arrays, and from the second time on their graph."""
+class _Graph:
+    """How often something was asked for, and its graph."""
 
-    launches: Any
-    ran: bool = False
+    uses: int = 0
     graph: Graph | None = None
 
 
+class _Graphs:
+    """Graphs of what is asked for again and again: recorded after ``after`` times, the latest
+    ``limit`` kept."""
+
+    def __init__(self, record: Callable[[Any], Graph], after: int, limit: int) -> None:
+        self._record, self._after, self._limit = record, after, limit
+        self._known: OrderedDict[Any, _Graph] = OrderedDict()
+
+    def get(self, key: Any, make: Callable[[], Any], stream: Stream) -> Graph | None:
+        """The graph of ``key``, if it is time; ``make`` gives the launches."""
+        known = self._known.setdefault(key, _Graph())
+        self._known.move_to_end(key)
+        if len(self._known) > self._limit:
+            _, oldest = self._known.popitem(last=False)
+            if oldest.graph is not None:
+                stream.synchronize()
+                oldest.graph.close()
+        known.uses += 1
+        if known.graph is None and known.uses > self._after:
+            known.graph = self._record(make())
+        return known.graph
+
+    def close(self) -> None:
+        """Free the graphs; their work must be over."""
+        for known in self._known.values():
+            if known.graph is not None:
+                known.graph.close()
+        self._known.clear()
+
+
 class Bound:
-    """A program with its memory, and its frames.
+    """A program with its memory, and the graphs of its frames.
 
-    A frame belongs to the addresses of the caller's arrays. The first one of its kind is launched
-    piece by piece, which loads the kernels; the next is recorded, and then the whole frame is one
-    CUDA graph. The graphs of the latest ``GRAPHS`` kinds are kept: callers use the same few arrays
-    again and again. The others are launched piece by piece.
+    A frame belongs to the addresses of the caller's arrays. Callers that use the same few arrays
+    again and again get a graph for each set of them, which is the whole frame. For others the head
+    is launched piece by piece, and the body is a graph for each address of a result.
     """
-
-    GRAPHS = 8
 
     def __init__(self, program: CudaProgram, memory: DeviceMemory, state: int) -> None:
         self.program = program
         self.memory = memory
         program.bind(memory.address, state)
-        self._frames: OrderedDict[tuple[Inputs, int, int], _Frame] = OrderedDict()
         self._own, self._side, self._meeting = Stream(), Stream(), Event(timing=False)
+        # What was not launched before cannot be recorded: its kernels are loaded then.
+        self._frames = _Graphs(self._record, 3, 8)
+        self._bodies = _Graphs(self._record, 5, 4)
 
     def launch(
         self, inputs: Inputs, count: int, dense: int, stream: Stream, capture: bool = False
@@ -65,47 +93,41 @@ class Bound:
             capture: the stream is being captured: the launches themselves are wanted.
         """
         key = (inputs, count, dense)
-        frame = self._frames.get(key)
-        if frame is None:
-            frame = self._frames[key] = _Frame(self.program.frame(*key))
-            if len(self._frames) > self.GRAPHS:
-                self._forget(stream, capture)
-        self._frames.move_to_end(key)
-        if capture or not frame.ran:
-            self._run(frame, stream)
-            frame.ran = not capture
+        program = self.program
+        if capture:
+            self._run(program.frame(*key), stream)
             return
-        if frame.graph is None:
-            self._own.begin_capture()
-            try:
-                self._run(frame, self._own)
-            except BaseException:
-                self._own.abort_capture()
-                raise
-            frame.graph = self._own.end_capture()
-        frame.graph.launch(stream)
+        graph = self._frames.get(key, lambda: program.frame(*key), stream)
+        if graph is not None:
+            graph.launch(stream)
+            return
+        self._run(program.head(*key), stream)
+        graph = self._bodies.get(dense, lambda: program.body(dense), stream)
+        if graph is not None:
+            graph.launch(stream)
+        else:
+            self._run(program.body(dense), stream)
 
     def close(self) -> None:
         """Free graphs and memory; their work must be over."""
-        for frame in self._frames.values():
-            if frame.graph is not None:
-                frame.graph.close()
-        self._frames.clear()
+        self._frames.close()
+        self._bodies.close()
         self._own.close()
         self._side.close()
         self._meeting.close()
         self.memory.close()
 
-    def _run(self, frame: _Frame, stream: Stream) -> None:
-        frame.launches.run(stream.handle, self._side.handle, self._meeting.handle)
+    def _run(self, launches: Any, stream: Stream) -> None:
+        launches.run(stream.handle, self._side.handle, self._meeting.handle)
 
-    def _forget(self, stream: Stream, capture: bool) -> None:
-        """Drop the frame that was not used for the longest time."""
-        _, oldest = self._frames.popitem(last=False)
-        if oldest.graph is not None:
-            if not capture:
-                stream.synchronize()
-            oldest.graph.close()
+    def _record(self, launches: Any) -> Graph:
+        self._own.begin_capture()
+        try:
+            self._run(launches, self._own)
+        except BaseException:
+            self._own.abort_capture()
+            raise
+        return self._own.end_capture()
 
 
 class Reservation:
