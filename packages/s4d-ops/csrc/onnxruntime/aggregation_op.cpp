@@ -2,8 +2,9 @@
 
 #include <array>
 #include <deque>
-#include <exception>
 #include <mutex>
+
+#include "kernel_support.h"
 
 namespace s4d_ort {
 namespace {
@@ -33,72 +34,31 @@ s4d::DType dtype_of(ElementType type) {
   }
 }
 
-// Carries a status of the runtime up to the place that hands it back.
-struct Failed {
-  OrtStatus* status;
-};
-
-void check(OrtStatus* status) {
-  if (status) throw Failed{status};
-}
-
-struct Input {
-  const void* data = nullptr;
-  std::vector<int64_t> sizes;
-  s4d::DType type = s4d::DType::f32;
-
-  s4d::TensorShape shape() const {
-    return {sizes.data(), static_cast<int64_t>(sizes.size()), type};
-  }
-};
-
 struct Kernel {
   Api api;
   Provider provider;
 
-  Input read(OrtKernelContext* context, std::size_t index) const {
-    const OrtValue* value = nullptr;
-    check(api.input(context, index, &value));
-    if (!value) {
-      throw Failed{api.create_status(kInvalidArgument,
-                                     "DeformableAggregation: all five inputs are required")};
-    }
-    OrtTensorTypeAndShapeInfo* info = nullptr;
-    check(api.type_and_shape(value, &info));
-    Input input;
-    ElementType type = kUndefined;
-    std::size_t rank = 0;
-    OrtStatus* status = api.element_type(info, &type);
-    if (!status) status = api.rank(info, &rank);
-    if (!status) {
-      input.sizes.resize(rank);
-      status = api.sizes(info, input.sizes.data(), rank);
-    }
-    api.release(info);
-    check(status);
-    input.type = dtype_of(type);
-    void* data = nullptr;
-    check(api.data(value, &data));
-    input.data = data;
-    return input;
-  }
-
   void compute(OrtKernelContext* context) const {
-    std::array<Input, kInputs> in;
-    for (std::size_t i = 0; i < kInputs; ++i) in[i] = read(context, i);
+    std::array<TensorInput, kInputs> in;
+    std::array<s4d::TensorShape, kInputs> shapes;
+    for (std::size_t i = 0; i < kInputs; ++i) {
+      in[i] = read_input(api, context, i, "DeformableAggregation: all five inputs are required");
+      shapes[i] = {in[i].sizes.data(), static_cast<int64_t>(in[i].sizes.size()),
+                   dtype_of(in[i].type)};
+    }
     AggregationCall call{api, context, {}};
     s4d::AggregationForward& args = call.args;
-    std::string problem = s4d::check_aggregation(in[0].shape(), in[1].shape(), in[2].shape(),
-                                                 in[3].shape(), in[4].shape(), &args.shape);
+    std::string problem = s4d::check_aggregation(shapes[0], shapes[1], shapes[2], shapes[3],
+                                                 shapes[4], &args.shape);
     if (!problem.empty()) throw Failed{api.create_status(kInvalidArgument, problem.c_str())};
     const int64_t sizes[] = {args.shape.batch, args.shape.anchors, args.shape.channels};
     OrtValue* output = nullptr;
     check(api.output(context, 0, sizes, 3, &output));
     check(api.data(output, &args.output));
-    args.feature_type = args.output_type = in[0].type;
-    args.index_type = in[1].type;
-    args.location_type = in[3].type;
-    args.weight_type = in[4].type;
+    args.feature_type = args.output_type = shapes[0].type;
+    args.index_type = shapes[1].type;
+    args.location_type = shapes[3].type;
+    args.weight_type = shapes[4].type;
     args.features = in[0].data;
     args.spatial_shapes = in[1].data;
     args.level_start_index = in[2].data;
@@ -108,21 +68,6 @@ struct Kernel {
     if (!problem.empty()) throw Failed{api.create_status(kInvalidArgument, problem.c_str())};
   }
 };
-
-// No exception crosses the C interface.
-template <class Work>
-OrtStatus* guarded(const Api& api, const Work& work) {
-  try {
-    work();
-    return nullptr;
-  } catch (const Failed& failed) {
-    return failed.status;
-  } catch (const std::exception& error) {
-    return api.create_status(kFail, error.what());
-  } catch (...) {
-    return api.create_status(kFail, "DeformableAggregation: unknown error");
-  }
-}
 
 OrtStatus* create_kernel_v2(const CustomOp* op, const OrtApi* table, const OrtKernelInfo*,
                             void** out) {

@@ -55,6 +55,9 @@ enum Slot : std::size_t {
   kGetDimensionsCount = 61,
   kGetDimensions = 62,
   kGetTensorTypeAndShape = 65,
+  kKernelInfoGetAttribute_float = 85,
+  kKernelInfoGetAttribute_int64 = 86,
+  kKernelInfoGetAttribute_string = 87,
   kKernelContext_GetInput = 90,
   kKernelContext_GetOutput = 91,
   kReleaseStatus = 93,
@@ -105,6 +108,20 @@ class Api {
   OrtStatus* add_domain(OrtSessionOptions* options, OrtCustomOpDomain* domain) const {
     return at<OrtStatus*(OrtSessionOptions*, OrtCustomOpDomain*)>(kAddCustomOpDomain)(options,
                                                                                     domain);
+  }
+  OrtStatus* attribute(const OrtKernelInfo* info, const char* name, float* out) const {
+    return at<OrtStatus*(const OrtKernelInfo*, const char*, float*)>(
+        kKernelInfoGetAttribute_float)(info, name, out);
+  }
+  // `size` counts the final zero; with a null `out` it is set to what is needed.
+  OrtStatus* attribute(const OrtKernelInfo* info, const char* name, char* out,
+                       std::size_t* size) const {
+    return at<OrtStatus*(const OrtKernelInfo*, const char*, char*, std::size_t*)>(
+        kKernelInfoGetAttribute_string)(info, name, out, size);
+  }
+  OrtStatus* attribute(const OrtKernelInfo* info, const char* name, int64_t* out) const {
+    return at<OrtStatus*(const OrtKernelInfo*, const char*, int64_t*)>(
+        kKernelInfoGetAttribute_int64)(info, name, out);
   }
   OrtStatus* input(const OrtKernelContext* context, std::size_t i, const OrtValue** out) const {
     return at<OrtStatus*(const OrtKernelContext*, std::size_t, const OrtValue**)>(
