@@ -9,7 +9,7 @@ import ctypes
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,15 @@ import numpy as np
 import pytest
 
 ort = pytest.importorskip("onnxruntime")
+
+from test_runtime_fusion import (  # noqa: E402
+    HEIGHT,
+    WIDTH,
+    awkward,
+    awkward_head,
+    head,
+    network,
+)
 
 from s4d_runtime import Frame, Pipeline  # noqa: E402
 from s4d_runtime.cuda.driver import Device, Stream, call, cuda_device_problem  # noqa: E402
@@ -95,6 +104,31 @@ def test_images_have_the_host_kernels_bytes(filter_name: str) -> None:
     target.close()
 
 
+@pytest.mark.parametrize(
+    "build", (network, awkward, head, awkward_head), ids=lambda build: build.__name__
+)
+def test_fused_operators(build: Callable[[], bytes]) -> None:
+    """The rewritten graph on the device against the graph itself on the host."""
+    from s4d_ops import library_path
+    from s4d_runtime.backends.fusion import fuse_model
+
+    model = build()
+    rewritten, convolutions, chains, _ = fuse_model(model)
+    assert convolutions + chains > 2
+    pictures = np.random.default_rng(1).integers(0, 256, (2, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    host = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(library_path("onnxruntime", "cuda"))
+    if hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()
+    providers = [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
+    device = ort.InferenceSession(rewritten, options, providers=providers)
+    feed = {"images": pictures}
+    for got, expected in zip(device.run(None, feed), host.run(None, feed), strict=True):
+        half = expected.dtype == np.float16
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=4e-3 if half else 2e-5)
+
+
 def test_device_arrays_and_prepared_images(cuda: Pipeline) -> None:
     cupy = pytest.importorskip("cupy")
     frame = next(stream_of(cuda))
@@ -144,6 +178,7 @@ def test_threads_do_not_disturb_each_other(artifact: Path) -> None:
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.alone
 def test_loading_and_closing_leaks_nothing(artifact: Path) -> None:
     device = Device()
     used = []
@@ -172,6 +207,7 @@ def fill_device(leave: int) -> list[int]:
     return taken
 
 
+@pytest.mark.alone
 def test_no_memory_left(artifact: Path) -> None:
     """Neither loading nor a larger image kills the process, and the next sound frame recovers."""
     cuda = Pipeline.load(artifact, "onnxruntime-cuda", policy="size_changed=reset,gap=reset")
@@ -181,7 +217,7 @@ def test_no_memory_left(artifact: Path) -> None:
     try:
         with pytest.raises(DeviceMemoryError):
             Pipeline.load(artifact, "onnxruntime-cuda")
-        huge = next(stream_of(cuda, (4000, 6000)))
+        huge = next(stream_of(cuda, (1500, 2600)))
         with pytest.raises(DeviceMemoryError):
             cuda(huge)
         assert cuda.last is not None and cuda.last.cause == "backend"

@@ -24,6 +24,7 @@ from s4d_runtime.cuda import driver as driver_module
 from s4d_runtime.cuda import images as images_module
 from s4d_runtime.cuda.images import needed_rows
 from s4d_runtime.errors import (
+    ArtifactError,
     BackendError,
     BackendUnavailableError,
     DeviceError,
@@ -160,6 +161,49 @@ def test_a_failed_capture_leaves_ordinary_runs(trt: Any, engine: Path, driver: F
     driver.break_device = lambda code: code  # type: ignore[method-assign]
     with Pipeline.load(engine) as loaded:
         assert "without CUDA graphs: cuStreamEndCapture" in loaded.backend_choice
+
+
+def test_without_what_the_engine_does_not_take(
+    trt: Any, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fused operators go first, CUDA graphs next; both are named, and what is left works."""
+    from s4d_runtime.backends.tensorrt import TensorRT
+
+    opened: list[tuple[bool, bool]] = []
+    working = TensorRT.open
+
+    def refuse(self: Any, artifact: Any, options: Any) -> None:
+        opened.append((options.fuse, options.cuda_graph))
+        if options.fuse or options.cuda_graph:
+            raise BackendError(f"attempt {len(opened)}")
+        working(self, artifact, options)
+
+    monkeypatch.setattr(TensorRT, "fuses", lambda manifest: True)
+    monkeypatch.setattr(TensorRT, "open", refuse)
+    with Pipeline.load(engine) as loaded:
+        choice = loaded.backend_choice
+    assert "without fused operators: attempt 1" in choice
+    assert "without CUDA graphs: attempt 2" in choice
+    assert opened == [(True, True), (False, True), (False, False)]
+    opened.clear()
+    with Pipeline.load(engine, cuda_graph=False, fuse=False) as loaded:
+        assert "without CUDA graphs, as asked" in loaded.backend_choice
+    with pytest.raises(BackendError, match="attempt"):
+        monkeypatch.setattr(
+            TensorRT, "open", lambda *a: refuse(a[0], a[1], replace(a[2], fuse=True))
+        )
+        Pipeline.load(engine)
+
+
+def test_a_deleted_engine_file(trt: Any, engine: Path) -> None:
+    """It is read once; loading it again names what is missing."""
+    with Pipeline.load(engine) as loaded:
+        engine.unlink()
+        frames = stream_of(loaded)
+        assert loaded(next(frames)) is not None and loaded(next(frames)) is not None
+        with pytest.raises(ArtifactError, match=r"cannot open|cannot read|no such file|not there"):
+            Pipeline.load(engine)
+        assert loaded(next(frames)) is not None
 
 
 def test_a_device_that_is_not_there(trt: Any, engine: Path) -> None:

@@ -75,6 +75,7 @@ class Pipeline:
         device: int = 0,
         tf32: bool = False,
         cuda_graph: bool = True,
+        fuse: bool = True,
     ) -> Pipeline:
         """Load an artifact.
 
@@ -88,6 +89,7 @@ class Pipeline:
             device: number of the CUDA device.
             tf32: let fp32 arithmetic of ONNX Runtime's CUDA provider drop to TF32.
             cuda_graph: replay the network as a CUDA graph where the engine can.
+            fuse: fused operators of s4d-ops under ONNX Runtime's CUDA provider.
 
         Raises:
             ArtifactError: the file is not a sound artifact.
@@ -96,7 +98,7 @@ class Pipeline:
         """
         if not isinstance(policy, FramePolicy):
             policy = FramePolicy.parse(policy or "")
-        options = EngineOptions(threads, device, tf32, cuda_graph)
+        options = EngineOptions(threads, device, tf32, cuda_graph, fuse)
         if isinstance(artifact, Artifact):
             engine, choice = load_backend(artifact, backend, options=options)
         else:

@@ -32,12 +32,14 @@ class EngineOptions:
         device: number of the CUDA device.
         tf32: let fp32 arithmetic on the GPU drop to TF32. Faster, and no longer fp32.
         cuda_graph: replay the network as a CUDA graph.
+        fuse: let ONNX Runtime's CUDA provider run parts of the graph in fused steps of s4d-ops.
     """
 
     threads: int = 0
     device: int = 0
     tf32: bool = False
     cuda_graph: bool = True
+    fuse: bool = True
 
 
 class Backend(ABC):

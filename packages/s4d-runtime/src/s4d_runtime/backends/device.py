@@ -1,8 +1,8 @@
 """What the engines on a CUDA device share: buffers, state, images, one stream.
 
 All inputs but the images lie in one pinned block and go up in one copy; the results come back in
-one. The state stays on the device, in two blocks that swap their roles at each commit, so the
-engine needs two sets of addresses and, as a CUDA graph, two graphs.
+one. The state stays on the device, in two sets that swap their roles at each commit, so the engine
+needs two sets of addresses and, as a CUDA graph, two graphs.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 from abc import abstractmethod
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from ..errors import (
 )
 from ..image_input import DeviceImage, ImageInput, PreparedImage
 from .base import Backend, EngineOptions
+from .device_state import DeviceState
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -45,7 +46,6 @@ log = logging.getLogger("s4d_runtime")
 # which CUDA forbids while another thread records a graph.
 _ENGINES = threading.RLock()
 
-SMALL = 64  # bytes: state entries up to this size are also kept on the host (the id counter)
 STAGES = ("gpu_upload", "gpu_resize", "gpu_network", "gpu_download")
 
 
@@ -58,25 +58,21 @@ class DeviceBackend(Backend):
         self._stream = Stream()
         self._lost: DeviceLostError | None = None
         self._graphs: list[Graph] = []
-        self.graph_note = "without CUDA graphs, as asked"
-        self._current = 0
+        self.notes: list[str] = []  # how it runs
         specs = {t.name: t for t in manifest.inputs}
         small = [t for t in manifest.inputs if t.name not in (*manifest.state, "images")]
         results = [t for t in manifest.outputs if t.name not in {*manifest.state.values()}]
-        self._mirrored = [specs[n] for n in manifest.state if specs[n].nbytes <= SMALL]
         self._resources = ExitStack()  # freed in reverse order, also when this fails midway
         self._resources.callback(self._stream.close)
         try:
             own = self._own
-            self._states = [own(DeviceBlock([specs[n] for n in manifest.state])) for _ in "01"]
-            self._mirrors = [own(PinnedBlock(self._mirrored)) for _ in "01"]
+            self._state = DeviceState(self._stream, [specs[n] for n in manifest.state], own)
             self._inputs, self._host_inputs = own(DeviceBlock(small)), own(PinnedBlock(small))
             self._outputs, self._host_outputs = own(DeviceBlock(results)), own(PinnedBlock(results))
             self._images = own(DeviceBlock([specs["images"]]))
             self._events = [own(Event()) for _ in range(4)]  # start, inputs, network, end
             self._loader = own(ImageLoader(device, self._stream, manifest.preprocessing))
-            for block in self._states:
-                self._stream.clear(block.address, block.size)
+            self._state.clear_all()
             self._stream.synchronize()
         except BaseException:
             self._resources.close()
@@ -87,19 +83,34 @@ class DeviceBackend(Backend):
 
     @classmethod
     def load(cls, artifact: Artifact, options: EngineOptions) -> Self:
-        try:
-            return cls._load(artifact, options)
-        except (BackendUnavailableError, DeviceMemoryError, DeviceLostError):
-            raise
-        except BackendError as error:
-            if not options.cuda_graph:
+        """With what makes it fast, as far as the engine takes it; ``notes`` say what it did not."""
+        attempts = [replace(options, fuse=options.fuse and cls.fuses(artifact.manifest))]
+        if attempts[-1].fuse:
+            attempts.append(replace(attempts[-1], fuse=False))
+        if options.cuda_graph:
+            attempts.append(replace(attempts[-1], cuda_graph=False))
+        notes = [] if options.cuda_graph else ["without CUDA graphs, as asked"]
+        for attempt, weaker in zip(attempts, [*attempts[1:], None], strict=True):
+            try:
+                backend = cls._load(artifact, attempt)
+            except (BackendUnavailableError, DeviceMemoryError, DeviceLostError):
                 raise
-            # Perhaps only the recording failed. A fresh engine, because this one may be confused.
-            forget_runtime_error()
-            backend = cls._load(artifact, replace(options, cuda_graph=False))
-            backend.graph_note = f"without CUDA graphs: {error}"
-            log.warning("%s runs %s", cls.name, backend.graph_note)
-            return backend
+            except BackendError as error:
+                if weaker is None:
+                    raise
+                what = "fused operators" if attempt.fuse else "CUDA graphs"
+                notes.append(f"without {what}: {error}")
+                log.warning("%s runs %s", cls.name, notes[-1])
+                forget_runtime_error()  # a fresh engine follows, because this one may be confused
+            else:
+                backend.notes.extend(notes)
+                return backend
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    @classmethod
+    def fuses(cls, manifest: Manifest) -> bool:
+        """Whether the engine would run this graph with operators fused by s4d-ops."""
+        return False
 
     @classmethod
     def _load(cls, artifact: Artifact, options: EngineOptions) -> Self:
@@ -123,12 +134,12 @@ class DeviceBackend(Backend):
 
     def addresses(self, current: int) -> dict[str, DeviceArray]:
         """Every graph input and output by name, where the state is read from set ``current``."""
-        following = self._states[1 - current].arrays
+        following = self._state.arrays(1 - current)
         return {
             **self._inputs.arrays,
             **self._images.arrays,
             **self._outputs.arrays,
-            **self._states[current].arrays,
+            **self._state.arrays(current),
             **{output: following[name] for name, output in self.manifest.state.items()},
         }
 
@@ -145,9 +156,8 @@ class DeviceBackend(Backend):
             self._graphs = [self._own(self._capture(current)) for current in (0, 1)]
             for graph in self._graphs:
                 graph.launch(self._stream)
-            self.graph_note = "two CUDA graphs"
-        for block in self._states:
-            self._stream.clear(block.address, block.size)
+            self.notes.append("two CUDA graphs")
+        self._state.clear_all()
         self._stream.synchronize()
 
     def _capture(self, current: int) -> Graph:
@@ -171,35 +181,27 @@ class DeviceBackend(Backend):
     def load_images(
         self, images: Sequence[ImageInput], plans: Sequence[ResizeCrop], threads: int
     ) -> None:
-        self._enter()
-        self._images_on_host = False
-        try:
+        with self._on_device():
+            self._images_on_host = False
             self._events[0].record(self._stream)
             self._loader.load(images, plans, self._images.arrays["images"])
-        except DeviceError as error:
-            raise self._noted(error) from None
 
     def prepare_image(
         self, camera: int, image: ImageInput, plan: ResizeCrop, threads: int
     ) -> PreparedImage:
-        self._enter()
-        try:
-            prepared: PreparedImage = self._loader.prepare(camera, image, plan, self)
-        except DeviceError as error:
-            raise self._noted(error) from None
-        return prepared
+        with self._on_device():
+            return self._loader.prepare(camera, image, plan, self)
 
     def pinned_images(self, sizes: Sequence[tuple[int, int]]) -> list[NDArray[np.uint8]]:
-        self._enter()
-        return self._loader.pinned_images(sizes)
+        with self._on_device():
+            return self._loader.pinned_images(sizes)
 
     def borrow_image(self, array: Any) -> DeviceImage | None:
         return self._loader.borrow(array)
 
     def run(self) -> dict[str, NDArray[Any]]:
-        self._enter()
         stream, events = self._stream, self._events
-        try:
+        with self._on_device():
             if self._images_on_host:
                 assert self._host_images is not None
                 events[0].record(stream)
@@ -208,69 +210,38 @@ class DeviceBackend(Backend):
             self._upload(self._inputs, self._host_inputs)
             events[1].record(stream)
             if self._graphs:
-                self._graphs[self._current].launch(stream)
+                self._graphs[self._state.current].launch(stream)
             else:
-                self._start(self._current)
+                self._start(self._state.current)
             events[2].record(stream)
             stream.download(self._host_outputs.address, self._outputs.address, self._outputs.size)
-            following = self._states[1 - self._current].arrays
-            mirror = self._mirrors[1 - self._current].arrays
-            for spec in self._mirrored:
-                source = following[spec.name].address
-                stream.download(mirror[spec.name].ctypes.data, source, spec.nbytes)
+            self._state.fetch_small()
             events[3].record(stream)
             stream.synchronize()
             self._measure()
-        except DeviceError as error:
-            raise self._noted(error) from None
         return self._host_outputs.arrays
 
     def stage_milliseconds(self) -> dict[str, float]:
         return self._times
 
     def commit(self) -> None:
-        self._current = 1 - self._current
+        self._state.swap()
 
     def clear_state(self) -> None:
-        self._enter()
-        block = self._states[self._current]
-        try:
-            self._stream.clear(block.address, block.size)
-        except DeviceError as error:
-            raise self._noted(error) from None
-        for array in self._mirrors[self._current].arrays.values():
-            array.fill(0)
+        with self._on_device():
+            self._state.clear()
 
     def read_state(self, name: str) -> NDArray[Any]:
-        mirror = self._mirrors[self._current].arrays.get(name)
-        if mirror is not None:
-            return mirror.copy()
-        self._enter()
-        source = self._states[self._current].arrays[name]
-        value = np.empty(source.shape, source.dtype)
-        try:
-            self._stream.download(value.ctypes.data, source.address, source.nbytes)
-            self._stream.synchronize()
-        except DeviceError as error:
-            raise self._noted(error) from None
-        return value
+        with self._on_device():
+            return self._state.read(name)
 
     def write_state(self, name: str, value: NDArray[Any]) -> None:
-        self._enter()
-        target = self._states[self._current].arrays[name]
-        array = np.ascontiguousarray(value, target.dtype).reshape(target.shape)
-        mirror = self._mirrors[self._current].arrays.get(name)
-        if mirror is not None:
-            mirror[...] = array
-        try:
-            self._stream.upload(target.address, array.ctypes.data, target.nbytes)
-            self._stream.synchronize()
-        except DeviceError as error:
-            raise self._noted(error) from None
+        with self._on_device():
+            self._state.write(name, value)
 
     def memory(self) -> dict[str, int]:
         device, pinned = self._loader.nbytes
-        blocks = (self._inputs, self._outputs, self._images, *self._states)
+        blocks = (self._inputs, self._outputs, self._images, self._state)
         free, total = self._device.memory()
         return {
             "device_buffers": device + sum(b.size for b in blocks),
@@ -295,18 +266,19 @@ class DeviceBackend(Backend):
         self._resources.callback(resource.close)
         return resource
 
-    def _enter(self) -> None:
-        """Each call begins here: the thread gets the context, a lost device is named again."""
+    @contextmanager
+    def _on_device(self) -> Iterator[None]:
+        """Around each call: the thread gets the context, and a lost device is remembered."""
         if self._lost is not None:
             raise DeviceLostError(str(self._lost))
         if self._stream.handle == 0:
             raise BackendError("this engine is closed; load the artifact again")
         self._device.make_current()
-
-    def _noted(self, error: DeviceError) -> DeviceError:
-        if isinstance(error, DeviceLostError):
+        try:
+            yield
+        except DeviceLostError as error:
             self._lost = error
-        return error
+            raise
 
     def _upload(self, target: DeviceBlock, source: PinnedBlock) -> None:
         self._stream.upload(target.address, source.address, source.size)

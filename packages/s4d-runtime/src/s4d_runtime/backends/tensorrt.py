@@ -56,7 +56,7 @@ class TensorRT(DeviceBackend):
 
     @property
     def details(self) -> str:
-        return f"{self._version}, {self._device.name}, {self.graph_note}"
+        return ", ".join((self._version, self._device.name, *self.notes))
 
     def memory(self) -> dict[str, int]:
         sizes = super().memory()

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", type=int, default=0, help="number of the CUDA device (0)")
     parser.add_argument("--tf32", action="store_true", help="allow TF32 on the GPU")
     parser.add_argument("--no-cuda-graph", action="store_true", help="do not replay CUDA graphs")
-    parser.add_argument("--no-fuse", action="store_true", help="keep ONNX Runtime's convolutions")
+    parser.add_argument("--no-fuse", action="store_true", help="only ONNX Runtime's operators")
     parser.add_argument("--json", metavar="FILE", help="also write the figures as JSON")
     parser.add_argument("--prometheus", action="store_true", help="print Prometheus text instead")
 

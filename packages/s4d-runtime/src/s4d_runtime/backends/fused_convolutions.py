@@ -1,0 +1,272 @@
+"""A graph's half-precision convolutions, channels last, with what follows them in one step.
+
+ONNX Runtime adds the bias of most half convolutions, the residual and the ReLU in kernels of their
+own, and finds no tensor-core kernel for three input channels. Before it sees a graph, this puts
+``s4d.fused::Convolution`` of s4d-ops in the place of Conv [+ Add] [+ Relu], and turns what lies
+between (Resize, Add, Relu, Concat) to channels last too. The artifact stays as it is; other engines
+never see these nodes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .onnx_edit import Attribute, EditableModel, Node
+
+__all__ = ["DOMAIN", "fuse_convolutions"]
+
+DOMAIN = "s4d.fused"
+ALIGN = 8  # half values in 16 bytes: what a tensor-core kernel reads at once
+TO_LAST, TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
+
+
+class Size(NamedTuple):
+    """Sizes of a tensor, whatever its layout."""
+
+    n: int
+    h: int
+    w: int
+    c: int
+
+
+class Plan(NamedTuple):
+    """A convolution before it is placed: inputs, attributes, size of the result."""
+
+    inputs: list[str]
+    numbers: dict[str, int]
+    size: Size
+
+
+def fuse_convolutions(graph: EditableModel) -> int:
+    """Rewrite the graph in place; returns the number of convolutions."""
+    rewriter = _Rewriter(graph)
+    rewriter.run()
+    return rewriter.fused
+
+
+class _Rewriter:
+    """Goes through the nodes in order and builds the new list."""
+
+    def __init__(self, graph: EditableModel) -> None:
+        self.graph = graph
+        self.consumers = graph.consumers()
+        self.nodes: list[Node] = []
+        self.absorbed: set[Node] = set()
+        self.waiting: dict[str, Plan] = {}  # result: a convolution whose sum comes later
+        self.sizes: dict[str, Size] = {}
+        self.last: dict[str, str] = {}  # tensor: its channels-last form
+        self.first: set[str] = set()  # of those, the ones that also exist channels first
+        self.fused = 0
+
+    def run(self) -> None:
+        rules = {
+            "Conv": self._convolution,
+            "MaxPool": self._max_pool,
+            "Resize": self._resize,
+            "Concat": self._concat,
+            "Add": self._add,
+            "Relu": self._elementwise,
+            "Reshape": self._flatten,
+        }
+        for node in self.graph.nodes:
+            if node in self.absorbed:
+                continue
+            rule = rules.get(node.op_type) if node.domain == "" else None
+            if rule is not None and rule(node):
+                continue
+            for name in node.inputs:
+                self._to_first(name)
+            self.nodes.append(node)
+        for name in self.graph.outputs:
+            self._to_first(name)
+        self.graph.nodes = self.nodes
+
+    def _emit(
+        self, op_type: str, inputs: list[str], output: str, size: Size, **attributes: Attribute
+    ) -> None:
+        """A node whose result is the channels-last form of ``output``."""
+        name = f"{output}.last"
+        self.nodes.append(Node(op_type, inputs, [name], dict(attributes)))
+        self.last[output] = name
+        self.sizes[output] = size
+        self.graph.shapes[name] = size
+
+    def _to_first(self, name: str) -> None:
+        if name in self.last and name not in self.first and self.last[name] == f"{name}.last":
+            self.nodes.append(Node("Transpose", [self.last[name]], [name], {"perm": TO_FIRST}))
+            self.first.add(name)
+
+    def _to_last(self, name: str) -> str:
+        if name not in self.last:
+            form = f"{name}.turned"
+            self.nodes.append(Node("Transpose", [name], [form], {"perm": TO_LAST}))
+            self.last[name] = form
+        return self.last[name]
+
+    def _only_consumer(self, name: str, op_type: str) -> Node | None:
+        users = self.consumers.get(name, [])
+        if name in self.graph.outputs or len(users) != 1 or users[0].op_type != op_type:
+            return None
+        return users[0]
+
+    def _convolution(self, node: Node) -> bool:
+        plan = self._plan(node)
+        if plan is None:
+            return False
+        add = self._only_consumer(node.outputs[0], "Add")
+        if add is None:
+            self._place(plan, node.outputs[0], None)
+        else:  # it waits for the other operand
+            self.waiting[node.outputs[0]] = plan
+        return True
+
+    def _plan(self, node: Node) -> Plan | None:
+        """What the convolution needs; None where it must stay as it is."""
+        weight = self.graph.initializers.get(node.inputs[1])
+        a = node.attributes
+        pads, strides = a.get("pads", [0] * 4), a.get("strides", [1, 1])
+        if (
+            weight is None
+            or weight.dtype != np.float16
+            or len(weight.shape) != 4
+            or not isinstance(pads, list)
+            or not isinstance(strides, list)
+            or pads[:2] != pads[2:]
+            or a.get("group", 1) != 1
+            or a.get("dilations", [1, 1]) != [1, 1]
+            or a.get("auto_pad", "NOTSET") not in ("NOTSET", "")
+        ):
+            return None
+        k, c, r, s = weight.shape
+        source = node.inputs[0]
+        if source not in self.sizes and c <= ALIGN and "images" in self.graph.input_shapes:
+            n, h, w, _ = self.graph.input_shapes["images"]
+            self.sizes[source] = Size(n, h, w, c)  # the first convolution reads the pictures
+        size = self.sizes.get(source)
+        values = weight.array()
+        bias = self.graph.array(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(k, np.float16)
+        fits = k % ALIGN == 0 and (c % ALIGN == 0 or c < ALIGN)
+        if size is None or values is None or bias is None or size.c != c or not fits:
+            return None
+        h = (size.h + 2 * pads[0] - r) // strides[0] + 1
+        w = (size.w + 2 * pads[1] - s) // strides[1] + 1
+        wide = np.zeros((k, r, s, max(c, ALIGN)), np.float16)
+        wide[..., :c] = values.transpose(0, 2, 3, 1)
+        inputs = [
+            self._aligned(source, c),
+            self.graph.add(f"{node.inputs[1]}.last", wide),
+            self.graph.add(f"{node.outputs[0]}.bias", bias),  # biases may be shared
+        ]
+        numbers = {"stride_h": strides[0], "stride_w": strides[1]}
+        return Plan(inputs, {**numbers, "pad_h": pads[0], "pad_w": pads[1]}, Size(size.n, h, w, k))
+
+    def _place(self, plan: Plan, output: str, residual: str | None) -> None:
+        """Emit a convolution, with the ReLU that follows."""
+        relu = self._only_consumer(output, "Relu")
+        if relu is not None:
+            output = relu.outputs[0]
+            self.absorbed.add(relu)
+        inputs = plan.inputs if residual is None else [*plan.inputs, self.last[residual]]
+        kind = "Convolution" if residual is None else "ConvolutionAdd"
+        self._emit(kind, inputs, output, plan.size, **plan.numbers, relu=int(relu is not None))
+        self.nodes[-1].domain = DOMAIN
+        self.fused += 1
+
+    def _add(self, node: Node) -> bool:
+        """The sum joins the convolution that waits for it, if the other operand allows."""
+        waiting = [name for name in node.inputs if name in self.waiting]
+        for name in waiting[1:]:  # of two, the first in the sum takes the other as its residual
+            self._place(self.waiting.pop(name), name, None)
+        if waiting:
+            plan = self.waiting.pop(waiting[0])
+            other = next(name for name in node.inputs if name != waiting[0])
+            if other in self.last and self.sizes.get(other) == plan.size:
+                self._place(plan, node.outputs[0], other)
+                return True
+            self._place(plan, waiting[0], None)
+        return self._elementwise(node)
+
+    def _aligned(self, source: str, channels: int) -> str:
+        """The channels-last form, with channels of zeros where there are too few."""
+        name = self._to_last(source)
+        if channels >= ALIGN:
+            return name
+        pads = np.array([0] * 7 + [ALIGN - channels], np.int64)
+        wide = f"{source}.wide"
+        self.nodes.append(Node("Pad", [name, self.graph.add(f"{source}.pads", pads)], [wide]))
+        return wide
+
+    def _max_pool(self, node: Node) -> bool:
+        """Left to ONNX Runtime, which turns it itself once it knows the shape."""
+        size = self.sizes.get(node.inputs[0])
+        a = node.attributes
+        kernel, strides, pads = (a.get(n) for n in ("kernel_shape", "strides", "pads"))
+        if size is None or a.get("ceil_mode", 0) or a.get("dilations", [1, 1]) != [1, 1]:
+            return False
+        if not (isinstance(kernel, list) and isinstance(strides, list)):
+            return False
+        edge = pads if isinstance(pads, list) else [0] * 4
+        h = (size.h + edge[0] + edge[2] - kernel[0]) // strides[0] + 1
+        w = (size.w + edge[1] + edge[3] - kernel[1]) // strides[1] + 1
+        self.sizes[node.outputs[0]] = Size(size.n, h, w, size.c)
+        return False
+
+    def _resize(self, node: Node) -> bool:
+        """Nearest pixels, to constant sizes."""
+        size = self.sizes.get(node.inputs[0])
+        target = self.graph.array(node.inputs[3]) if len(node.inputs) == 4 else None
+        if node.inputs[0] not in self.last or size is None or target is None or target.size != 4:
+            return False
+        if node.attributes.get("mode") != "nearest" or any(node.inputs[1:3]):
+            return False
+        n, c, h, w = (int(v) for v in target)
+        sizes = self.graph.add(f"{node.outputs[0]}.sizes", np.array([n, h, w, c], np.int64))
+        rounding = ("mode", "nearest_mode", "coordinate_transformation_mode")
+        self._emit(
+            "Resize",
+            [self.last[node.inputs[0]], "", "", sizes],
+            node.outputs[0],
+            Size(n, h, w, c),
+            **{name: node.attributes[name] for name in rounding if name in node.attributes},
+        )
+        return True
+
+    def _concat(self, node: Node) -> bool:
+        sizes = [self.sizes.get(name) for name in node.inputs]
+        if node.attributes.get("axis") != 1 or any(name not in self.last for name in node.inputs):
+            return False
+        known = [size for size in sizes if size is not None]
+        if len(known) != len(sizes):
+            return False
+        total = known[0]._replace(c=sum(size.c for size in known))
+        inputs = [self.last[name] for name in node.inputs]
+        self._emit("Concat", inputs, node.outputs[0], total, axis=3)
+        return True
+
+    def _elementwise(self, node: Node) -> bool:
+        """Add and Relu that joined no convolution."""
+        sizes = {self.sizes.get(name) for name in node.inputs}
+        size = sizes.pop()
+        if sizes or size is None or any(name not in self.last for name in node.inputs):
+            return False
+        inputs = [self.last[name] for name in node.inputs]
+        self._emit(node.op_type, inputs, node.outputs[0], size)
+        return True
+
+    def _flatten(self, node: Node) -> bool:
+        """Reshape to (n, c, pixels) and Transpose to (n, pixels, c): channels last, one Reshape."""
+        source = node.inputs[0]
+        size = self.sizes.get(source)
+        turn = self._only_consumer(node.outputs[0], "Transpose")
+        shape = self.graph.array(node.inputs[1])
+        if source not in self.last or size is None or turn is None or shape is None:
+            return False
+        n, h, w, c = size
+        if shape.tolist() != [n, c, h * w] or turn.attributes.get("perm") != [0, 2, 1]:
+            return False
+        flat = self.graph.add(f"{turn.outputs[0]}.shape", np.array([n, h * w, c], np.int64))
+        self.nodes.append(Node("Reshape", [self.last[source], flat], [turn.outputs[0]]))
+        self.absorbed.add(turn)
+        return True

@@ -1,0 +1,37 @@
+"""What ONNX Runtime's CUDA provider is given: the graph with operators that s4d-ops fuses."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..lidar.errors import OnnxFileError
+from .fused_chains import DOMAIN, fuse_chains
+from .fused_convolutions import fuse_convolutions
+from .onnx_edit import EditableModel
+
+__all__ = ["FusedModel", "fuse_model"]
+
+
+class FusedModel(NamedTuple):
+    """A model, what was fused in it, and how many convolutions were not."""
+
+    model: bytes
+    convolutions: int = 0
+    chains: int = 0
+    others: int = 0
+
+
+def fuse_model(model: bytes) -> FusedModel:
+    """The model with fused operators, or the model itself where nothing fits."""
+    try:
+        graph = EditableModel(model)
+    except OnnxFileError:
+        return FusedModel(model)  # the engine will say what is wrong with it
+    if any(node.has_graph for node in graph.nodes):
+        return FusedModel(model)  # inner graphs read tensors without naming them as inputs
+    chains = fuse_chains(graph)
+    convolutions = fuse_convolutions(graph)
+    if not (chains or convolutions):
+        return FusedModel(model)
+    others = sum(node.op_type == "Conv" for node in graph.nodes)
+    return FusedModel(graph.encode(DOMAIN), convolutions, chains, others)

@@ -1,0 +1,330 @@
+"""Graphs rewritten for fused operators compute what they computed before."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from s4d_runtime.backends.fused_chains import DOMAIN
+from s4d_runtime.backends.fusion import fuse_model
+
+HEIGHT, WIDTH = 32, 48
+
+
+class Graph:
+    """Collects nodes and weights of a test graph on half-precision pictures."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(0)
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+        self.type = TensorProto.FLOAT16  # of the results
+
+    def constant(self, array: np.ndarray) -> str:
+        name = f"constant{len(self.weights)}"
+        self.weights.append(numpy_helper.from_array(array, name))
+        return name
+
+    def add(self, op: str, *inputs: str, **attributes: object) -> str:
+        name = f"{op}{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, list(inputs), [name], **attributes))
+        return name
+
+    def conv(
+        self, x: str, c: int, k: int, size: int = 1, stride: int = 1, bias: bool = True
+    ) -> str:
+        weight = self.rng.normal(0, (c * size * size) ** -0.5, (k, c, size, size))
+        names = [self.constant(weight.astype(np.float16))]
+        if bias:
+            names.append(self.constant(self.rng.normal(0, 0.2, k).astype(np.float16)))
+        pad = size // 2
+        return self.add("Conv", x, *names, strides=[stride] * 2, pads=[pad] * 4)
+
+    def layer(self, x: str, c: int, k: int, flags: str = "rn", swap: bool = False) -> str:
+        """Linear, with a ReLU and a LayerNorm where the flags say so; single precision."""
+        weight = self.rng.normal(0, c**-0.5, (c, k)).astype(np.float32)
+        x = self.add("MatMul", x, self.constant(weight))
+        terms = [x, self.constant(self.rng.normal(0, 0.2, k).astype(np.float32))]
+        x = self.add("Add", *(terms[::-1] if swap else terms))
+        if "r" in flags:
+            x = self.add("Relu", x)
+        if "n" in flags:
+            gain, shift = self.rng.normal(1, 0.2, (2, k)).astype(np.float32)
+            names = [self.constant(gain), self.constant(shift)]
+            x = self.add("LayerNormalization", x, *names, axis=-1, epsilon=1e-5)
+        return x
+
+    def model(self, *outputs: str) -> bytes:
+        graph = helper.make_graph(
+            self.nodes,
+            "test",
+            [helper.make_tensor_value_info("images", TensorProto.UINT8, [2, HEIGHT, WIDTH, 3])],
+            [helper.make_tensor_value_info(o, self.type, None) for o in outputs],
+            self.weights,
+        )
+        opset = [helper.make_opsetid("", 20)]
+        return helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString()
+
+    def pictures(self) -> str:
+        x = self.add("Cast", "images", to=TensorProto.FLOAT)
+        x = self.add("Div", x, self.constant(np.array(255, np.float32)))
+        x = self.add("Transpose", x, perm=[0, 3, 1, 2])
+        return self.add("Cast", x, to=TensorProto.FLOAT16)
+
+
+def network() -> bytes:
+    """Stem, two residual blocks, a neck with two levels, flattened as the head reads them."""
+    g = Graph()
+    x = g.add("Relu", g.conv(g.pictures(), 3, 16, 7, 2))
+    x = g.add("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+    # A block with a convolution in the shortcut, and one without.
+    y = g.conv(g.add("Relu", g.conv(x, 16, 8)), 8, 32, 3, bias=False)
+    x = g.add("Relu", g.add("Add", y, g.conv(x, 16, 32)))
+    fine = g.add("Relu", g.add("Add", x, g.conv(g.add("Relu", g.conv(x, 32, 8)), 8, 32)))
+    coarse = g.add("Relu", g.conv(fine, 32, 64, 3, 2))
+    fine, coarse = g.conv(fine, 32, 16), g.conv(coarse, 64, 16)
+    target = g.constant(np.array([2, 16, HEIGHT // 4, WIDTH // 4], np.int64))
+    nearest = {"mode": "nearest", "nearest_mode": "floor"}
+    up = g.add(
+        "Resize", coarse, "", "", target, coordinate_transformation_mode="asymmetric", **nearest
+    )
+    levels = []
+    for level, cells in ((g.add("Add", fine, up), 96), (coarse, 24)):
+        out = g.conv(level, 16, 16, 3)
+        flat = g.add("Reshape", out, g.constant(np.array([2, 16, cells], np.int64)))
+        levels.append(g.add("Transpose", flat, perm=[0, 2, 1]))
+    return g.model(g.add("Concat", *levels, axis=1))
+
+
+def awkward() -> bytes:
+    """What cannot join: other uses of a result, sums of other shapes, odd channels, groups."""
+    g = Graph()
+    x = g.conv(g.pictures(), 3, 16)
+    both = g.add("Add", g.add("Relu", x), x)  # x is read twice
+    twice = g.add("Add", x, x)
+    scaled = g.add("Add", g.conv(both, 16, 16), g.constant(np.ones((1, 16, 1, 1), np.float16)))
+    odd = g.conv(scaled, 16, 12)
+    after = g.conv(odd, 12, 16)
+    joined = g.add("Concat", twice, after, axis=1)
+    shown = g.conv(both, 16, 8)  # a result of the graph and an operand
+    return g.model(g.add("Relu", shown), shown, g.add("ReduceMean", joined, keepdims=0))
+
+
+def rows(g: Graph) -> str:
+    """(1, 96, 12) numbers of the pictures."""
+    x = g.add("Div", g.add("Cast", "images", to=TensorProto.FLOAT), g.constant(np.float32([99])))
+    x = g.add("Reshape", x, g.constant(np.array([1, -1, 12], np.int64)))
+    ends = [g.constant(np.array([n], np.int64)) for n in (0, 96, 1)]
+    return g.add("Slice", x, *ends)
+
+
+def cut(g: Graph, x: str, first: int, stop: int) -> str:
+    return g.add("Slice", x, *(g.constant(np.array([n], np.int64)) for n in (first, stop, 2, 1)))
+
+
+def head() -> bytes:
+    """An encoder of four branches, a refinement, and a chain that is read in the middle."""
+    g = Graph()
+    g.type = TensorProto.FLOAT
+    x = rows(g)
+    branches = []
+    for first, stop, width in ((0, 3, 128), (3, 6, 32), (6, 8, 32), (8, 11, 64)):
+        part = cut(g, x, first, stop)
+        if first == 6:
+            g.add("Neg", part)  # a slice with another use stays
+        for inner in (stop - first, width, width):
+            part = g.layer(part, inner, width, swap=first == 3)
+        branches.append(part)
+    code = g.add("Concat", *branches, axis=-1)
+    code = g.layer(g.layer(code, 256, 256), 256, 128)
+    read = g.add("Sigmoid", code)
+    for number, flags in enumerate(("r", "rn", "r", "rn", "")):
+        code = g.layer(code, 128, 11 if number == 4 else 128, flags)
+    return g.model(code, read)
+
+
+def awkward_head() -> bytes:
+    """Layers that no chain may hold: half as wide again, of another epsilon, without a constant."""
+    g = Graph()
+    g.type = TensorProto.FLOAT
+    x = rows(g)
+    short = [g.layer(cut(g, x, 0, 3), 3, 8), g.layer(cut(g, x, 3, 6), 3, 8)]
+    apart = g.add("Concat", *short, axis=1)  # put together along the rows
+    wide = g.layer(g.layer(x, 12, 768), 768, 16)
+    squared = g.add("MatMul", wide, g.add("Transpose", wide, perm=[0, 2, 1]))
+    bias = g.constant(np.zeros((1, 96, 1), np.float32))
+    odd = g.add("Add", g.add("MatMul", x, g.constant(np.eye(12, 16, dtype=np.float32))), bias)
+    norm = [g.constant(np.ones(12, np.float32)), g.constant(np.zeros(12, np.float32))]
+    normal = g.add("LayerNormalization", x, *norm, axis=-1, epsilon=1e-3)
+    long = x
+    for number in range(11):  # more layers than one step takes
+        long = g.layer(long, 12, 12, "rn" if number % 2 else "")
+    fixed = g.layer(g.constant(g.rng.normal(0, 1, (1, 4, 12)).astype(np.float32)), 12, 8)
+    return g.model(apart, squared, g.add("Relu", odd), normal, long, fixed)
+
+
+def chain_nodes(node: onnx.NodeProto, parameters: np.ndarray) -> list[onnx.NodeProto]:
+    """One ``DenseChains`` in ONNX's own operators, by the operator's own description."""
+    nodes: list[onnx.NodeProto] = []
+    a = {x.name: x for x in node.attribute}
+    results: list[str] = []
+    at = 0
+
+    def take(*shape: int) -> str:
+        nonlocal at
+        size = int(np.prod(shape))
+        name = f"{node.output[0]}.{at}"
+        value = numpy_helper.from_array(parameters[at : at + size].reshape(shape), name)
+        nodes.append(helper.make_node("Constant", [], [name], value=value))
+        at += size
+        return name
+
+    def add(op: str, inputs: list[str], **attributes: object) -> str:
+        name = f"{node.output[0]}.{op}{len(nodes)}"
+        nodes.append(helper.make_node(op, inputs, [name], **attributes))
+        return name
+
+    for text in a["branches"].s.decode().split(";"):
+        first, width, *layers = text.split()
+        numbers = []
+        for value in (int(first), int(first) + int(width), -1):
+            name = f"{node.output[0]}.int{len(nodes)}"
+            array = numpy_helper.from_array(np.array([value], np.int64), name)
+            nodes.append(helper.make_node("Constant", [], [name], value=array))
+            numbers.append(name)
+        x, columns = add("Slice", [node.input[0], *numbers]), int(width)
+        for layer in layers:
+            out = int(layer.rstrip("rn"))
+            x = add("MatMul", [x, take(columns, out)])
+            x = add("Add", [x, take(out)])
+            x = add("Relu", [x]) if "r" in layer else x
+            if "n" in layer:
+                epsilon = a["epsilon"].f
+                x = add("LayerNormalization", [x, take(out), take(out)], epsilon=epsilon)
+            columns = out
+        results.append(x)
+    assert at == parameters.size and a["rank"].i in (0, 3)
+    nodes.append(helper.make_node("Concat", results, [node.output[0]], axis=-1))
+    return nodes
+
+
+def plain(model: bytes) -> bytes:
+    """The fused nodes written out in ONNX's own operators, to run anywhere."""
+    proto = onnx.load_from_string(model)
+    weights = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    for node in proto.graph.node:
+        if node.domain != DOMAIN:
+            nodes.append(node)
+            continue
+        if node.op_type == "DenseChains":
+            nodes += chain_nodes(node, weights[node.input[1]])
+            continue
+        a = {x.name: x.i for x in node.attribute}
+        o = node.output[0]
+        for i in (0, 1):
+            turned = [f"{o}.{i}"]
+            nodes.append(helper.make_node("Transpose", [node.input[i]], turned, perm=[0, 3, 1, 2]))
+        strides, pads = [a["stride_h"], a["stride_w"]], [a["pad_h"], a["pad_w"]] * 2
+        inputs = [f"{o}.0", f"{o}.1", node.input[2]]
+        nodes.append(helper.make_node("Conv", inputs, [f"{o}.c"], strides=strides, pads=pads))
+        nodes.append(helper.make_node("Transpose", [f"{o}.c"], [f"{o}.t"], perm=[0, 2, 3, 1]))
+        last = f"{o}.t"
+        if node.op_type == "ConvolutionAdd":
+            nodes.append(helper.make_node("Add", [last, node.input[3]], [f"{o}.s"]))
+            last = f"{o}.s"
+        nodes.append(helper.make_node("Relu" if a["relu"] else "Identity", [last], [o]))
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    return proto.SerializeToString()
+
+
+def run(model: bytes) -> list[np.ndarray]:
+    pictures = np.random.default_rng(1).integers(0, 256, (2, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return session.run(None, {"images": pictures})
+
+
+@pytest.mark.parametrize(
+    ("build", "fused", "sums"), ((network, 11, 3), (awkward, 3, 0)), ids=("network", "awkward")
+)
+def test_same_results(build: Callable[[], bytes], fused: int, sums: int) -> None:
+    model = build()
+    rewritten, count, chains, others = fuse_model(model)
+    assert chains == 0
+    proto = onnx.load_from_string(rewritten)
+    kinds = Counter(node.op_type for node in proto.graph.node)
+    assert count == fused == kinds["Convolution"] + kinds["ConvolutionAdd"]
+    assert others == kinds["Conv"]
+    assert kinds["ConvolutionAdd"] == sums
+    for got, expected in zip(run(plain(rewritten)), run(model), strict=True):
+        np.testing.assert_allclose(got, expected, atol=4e-3)
+
+
+def branches_of(model: bytes) -> list[str]:
+    proto = onnx.load_from_string(model)
+    nodes = [node for node in proto.graph.node if node.op_type == "DenseChains"]
+    return [a.s.decode() for node in nodes for a in node.attribute if a.name == "branches"]
+
+
+def test_chains_give_the_same() -> None:
+    rewritten, convolutions, chains, _ = fuse_model(head())
+    assert (convolutions, chains) == (0, 6)
+    assert branches_of(rewritten) == [
+        "0 3 128rn 128rn 128rn;3 3 32rn 32rn 32rn;6 2 32rn 32rn 32rn;8 3 64rn 64rn 64rn",
+        "0 256 256rn 128rn",
+        "0 128 128r 128rn 128r 128rn 11",
+    ]
+    for got, expected in zip(run(plain(rewritten)), run(head()), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_no_chain_stays() -> None:
+    rewritten, _, chains, _ = fuse_model(awkward_head())
+    assert branches_of(rewritten) == [
+        "0 3 8rn",
+        "0 3 8rn",
+        "0 12 12 12rn 12 12rn 12 12rn 12 12rn",
+        "0 12 12 12rn 12",
+    ]
+    assert chains == 4
+    for got, expected in zip(run(plain(rewritten)), run(awkward_head()), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_stays_channels_last() -> None:
+    """Turned round only at the pictures and around the pooling."""
+    proto = onnx.load_from_string(fuse_model(network()).model)
+    kinds = Counter(node.op_type for node in proto.graph.node)
+    assert kinds["Transpose"] == 4 and kinds["Relu"] == 0 and kinds["Add"] == 0
+    assert {tensor.name for tensor in proto.graph.initializer} <= {
+        name for node in proto.graph.node for name in node.input
+    }
+
+
+def test_other_graphs_stay_as_they_are() -> None:
+    """Single precision, inner graphs, no convolution, and bytes that are no model."""
+    g = Graph()
+    single = onnx.load_from_string(g.model(g.conv(g.pictures(), 3, 8)))
+    for tensor in single.graph.initializer:
+        array = numpy_helper.to_array(tensor).astype(np.float32)
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    inner = onnx.load_from_string(network())
+    body = helper.make_graph([], "body", [], [])
+    inner.graph.node.append(helper.make_node("If", ["c"], [], then_branch=body, else_branch=body))
+    none = Graph()
+    models = [
+        single.SerializeToString(),
+        inner.SerializeToString(),
+        none.model(none.pictures()),
+        b"not a model",
+        network()[:-100],
+    ]
+    for model in models:
+        assert fuse_model(model) == (model, 0, 0, 0)
