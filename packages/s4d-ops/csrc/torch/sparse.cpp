@@ -106,36 +106,27 @@ Tensor transpose(const Tensor& table_in, int64_t in_rows) {
 
 Tensor convolution(const Tensor& features_in, const Tensor& weight_in, const Tensor& table_in,
                    const std::optional<Tensor>& bias_in, bool transposed) {
-  const Tensor features = torch::stable::contiguous(features_in);
-  const Tensor weight = torch::stable::contiguous(weight_in);
-  const Tensor table = int_rows(table_in, "table", -1);
-  STD_TORCH_CHECK(features.dim() == 2 && weight.dim() == 3,
-                  "expected features (rows, in) and weight (out, volume, in)");
-  STD_TORCH_CHECK(features.scalar_type() == weight.scalar_type(),
-                  "expected features and weight of one type");
-  const DType type = float_type(features, "features");
-  const PackedWeights packed(pointer(weight), type, weight.size(1), weight.size(2),
-                             weight.size(0), nullptr, transposed);
-  STD_TORCH_CHECK(features.size(1) == packed.depth() && table.size(0) == packed.volume(),
-                  "expected ", packed.depth(), " feature channels and ", packed.volume(),
-                  " table rows, got ", features.size(1), " and ", table.size(0));
+  const ConvolutionArguments in(features_in, weight_in, table_in, transposed);
+  const DType type = float_type(in.features, "features");
+  const PackedWeights packed(pointer(in.weight), type, in.weight.size(1), in.weight.size(2),
+                             in.weight.size(0), nullptr, transposed);
   std::optional<Tensor> bias;
   if (bias_in) {
     bias = torch::stable::contiguous(*bias_in);
-    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == packed.columns() &&
-                        bias->scalar_type() == features.scalar_type(),
-                    "expected a bias of ", packed.columns(), " values in the type of features");
+    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == in.columns &&
+                        bias->scalar_type() == in.features.scalar_type(),
+                    "expected a bias of ", in.columns, " values in the type of features");
   }
-  Tensor output = torch::stable::new_empty(features, {table.size(1), packed.columns()});
+  Tensor output = torch::stable::new_empty(in.features, {in.table.size(1), in.columns});
   Convolution task;
   task.weights = &packed;
-  task.table = static_cast<const int32_t*>(pointer(table));
-  task.out_rows = table.size(1);
-  task.input = Features{pointer(features), type};
+  task.table = static_cast<const int32_t*>(pointer(in.table));
+  task.out_rows = in.table.size(1);
+  task.input = Features{pointer(in.features), type};
   task.bias = bias ? pointer(*bias) : nullptr;
   task.output = Features{pointer(output), type};
   task.threads = threads();
-  check_table(task.table, table.size(0), table.size(1), features.size(0));
+  check_table(task.table, in.table.size(0), in.table.size(1), in.features.size(0));
   convolve(task);
   return output;
 }
@@ -167,25 +158,19 @@ Tensor convolution_int8(const Tensor& features_in, const Tensor& weight_in,
 
 Tensor weight_gradient_of(const Tensor& features_in, const Tensor& grad_in,
                           const Tensor& table_in) {
-  const Tensor features = torch::stable::contiguous(features_in);
-  const Tensor grad = torch::stable::contiguous(grad_in);
-  const Tensor table = int_rows(table_in, "table", -1);
-  STD_TORCH_CHECK(features.dim() == 2 && grad.dim() == 2 && grad.size(0) == table.size(1) &&
-                      features.scalar_type() == grad.scalar_type(),
-                  "expected features (rows, in) and grad_output (table columns, out) of one type");
+  const GradientArguments in(features_in, grad_in, table_in);
   WeightGradient task;
-  task.type = float_type(features, "features");
-  task.volume = table.size(0);
-  task.out_rows = table.size(1);
-  task.in_channels = features.size(1);
-  task.out_channels = grad.size(1);
-  check_table(static_cast<const int32_t*>(pointer(table)), task.volume, task.out_rows,
-              features.size(0));
+  task.type = float_type(in.features, "features");
+  task.volume = in.table.size(0);
+  task.out_rows = in.table.size(1);
+  task.in_channels = in.features.size(1);
+  task.out_channels = in.grad.size(1);
+  task.table = static_cast<const int32_t*>(pointer(in.table));
+  check_table(task.table, task.volume, task.out_rows, in.features.size(0));
   Tensor result = torch::stable::new_empty(
-      features, {task.out_channels, task.volume, task.in_channels});
-  task.table = static_cast<const int32_t*>(pointer(table));
-  task.features = pointer(features);
-  task.grad_output = pointer(grad);
+      in.features, {task.out_channels, task.volume, task.in_channels});
+  task.features = pointer(in.features);
+  task.grad_output = pointer(in.grad);
   task.grad_weight = pointer(result);
   task.threads = threads();
   weight_gradient(task);
@@ -194,31 +179,22 @@ Tensor weight_gradient_of(const Tensor& features_in, const Tensor& grad_in,
 
 Tensor scatter(const Tensor& features_in, const Tensor& indices_in, const Ints& shape,
                int64_t batch, const Ints& order) {
-  const Tensor features = torch::stable::contiguous(features_in);
-  const Tensor indices = int_rows(indices_in, "indices", 4);
-  STD_TORCH_CHECK(features.dim() == 2 && features.size(0) == indices.size(0),
-                  "expected one feature row per index row");
-  const DenseLayout layout = layout_of(shape, batch, order, features.size(1));
-  const Axes& s = layout.grid.shape;
-  const Axes& o = layout.order;
-  Tensor dense =
-      torch::stable::new_empty(features, {batch, layout.channels, s[o[0]], s[o[1]], s[o[2]]});
-  scatter_dense(pointer(features), static_cast<const int32_t*>(pointer(indices)),
-                indices.size(0), layout, static_cast<int64_t>(features.element_size()),
+  const ScatterArguments in(features_in, indices_in, shape, batch, order);
+  Tensor dense = torch::stable::new_empty(in.features, in.sizes);
+  scatter_dense(pointer(in.features), static_cast<const int32_t*>(pointer(in.indices)),
+                in.indices.size(0), in.layout, static_cast<int64_t>(in.features.element_size()),
                 pointer(dense), threads());
   return dense;
 }
 
 Tensor gather(const Tensor& dense_in, const Tensor& indices_in, const Ints& shape, int64_t batch,
               const Ints& order) {
-  const Tensor dense = torch::stable::contiguous(dense_in);
-  const Tensor indices = int_rows(indices_in, "indices", 4);
-  STD_TORCH_CHECK(dense.dim() == 5, "expected a dense tensor of five dimensions");
-  const DenseLayout layout = layout_of(shape, batch, order, dense.size(1));
-  check_dense(dense, layout, batch);
-  Tensor features = torch::stable::new_empty(dense, {indices.size(0), layout.channels});
-  gather_dense(pointer(dense), static_cast<const int32_t*>(pointer(indices)), indices.size(0),
-               layout, static_cast<int64_t>(dense.element_size()), pointer(features), threads());
+  const GatherArguments in(dense_in, indices_in, shape, batch, order);
+  Tensor features =
+      torch::stable::new_empty(in.dense, {in.indices.size(0), in.layout.channels});
+  gather_dense(pointer(in.dense), static_cast<const int32_t*>(pointer(in.indices)),
+               in.indices.size(0), in.layout, static_cast<int64_t>(in.dense.element_size()),
+               pointer(features), threads());
   return features;
 }
 

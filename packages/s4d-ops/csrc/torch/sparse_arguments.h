@@ -78,6 +78,75 @@ inline s4d::sparse::VoxelRules voxel_rules(const Tensor& points, const Tensor& l
   return rules;
 }
 
+// Of sparse_scatter_dense. `sizes` are those of the dense tensor.
+struct ScatterArguments {
+  Tensor features, indices;
+  s4d::sparse::DenseLayout layout;
+  Ints sizes;
+
+  ScatterArguments(const Tensor& features_in, const Tensor& indices_in, const Ints& shape,
+                   int64_t batch, const Ints& order)
+      : features(torch::stable::contiguous(features_in)),
+        indices(int_rows(indices_in, "indices", 4)) {
+    STD_TORCH_CHECK(features.dim() == 2 && features.size(0) == indices.size(0),
+                    "expected one feature row per index row");
+    layout = layout_of(shape, batch, order, features.size(1));
+    sizes = {batch, layout.channels};
+    for (int64_t axis : layout.order) sizes.push_back(layout.grid.shape[axis]);
+  }
+};
+
+// Of sparse_gather_dense.
+struct GatherArguments {
+  Tensor dense, indices;
+  s4d::sparse::DenseLayout layout;
+
+  GatherArguments(const Tensor& dense_in, const Tensor& indices_in, const Ints& shape,
+                  int64_t batch, const Ints& order)
+      : dense(torch::stable::contiguous(dense_in)), indices(int_rows(indices_in, "indices", 4)) {
+    STD_TORCH_CHECK(dense.dim() == 5, "expected a dense tensor of five dimensions");
+    layout = layout_of(shape, batch, order, dense.size(1));
+    check_dense(dense, layout, batch);
+  }
+};
+
+// Of sparse_convolution; `depth` channels are read, `columns` written.
+struct ConvolutionArguments {
+  Tensor features, weight, table;
+  int64_t depth, columns;
+
+  ConvolutionArguments(const Tensor& features_in, const Tensor& weight_in, const Tensor& table_in,
+                       bool transposed)
+      : features(torch::stable::contiguous(features_in)),
+        weight(torch::stable::contiguous(weight_in)),
+        table(int_rows(table_in, "table", -1)) {
+    STD_TORCH_CHECK(features.dim() == 2 && weight.dim() == 3,
+                    "expected features (rows, in) and weight (out, volume, in)");
+    STD_TORCH_CHECK(features.scalar_type() == weight.scalar_type(),
+                    "expected features and weight of one type");
+    depth = weight.size(transposed ? 0 : 2);
+    columns = weight.size(transposed ? 2 : 0);
+    STD_TORCH_CHECK(features.size(1) == depth && table.size(0) == weight.size(1), "expected ",
+                    depth, " feature channels and ", weight.size(1), " table rows, got ",
+                    features.size(1), " and ", table.size(0));
+  }
+};
+
+// Of sparse_weight_gradient.
+struct GradientArguments {
+  Tensor features, grad, table;
+
+  GradientArguments(const Tensor& features_in, const Tensor& grad_in, const Tensor& table_in)
+      : features(torch::stable::contiguous(features_in)),
+        grad(torch::stable::contiguous(grad_in)),
+        table(int_rows(table_in, "table", -1)) {
+    STD_TORCH_CHECK(
+        features.dim() == 2 && grad.dim() == 2 && grad.size(0) == table.size(1) &&
+            features.scalar_type() == grad.scalar_type(),
+        "expected features (rows, in) and grad_output (table columns, out) of one type");
+  }
+};
+
 // Of sparse_convolution_int8: codes, and what one step of the sum is worth per output channel.
 struct Int8Arguments {
   Tensor features, weight, scale, table;

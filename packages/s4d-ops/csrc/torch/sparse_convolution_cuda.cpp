@@ -36,8 +36,6 @@ Tensor convolve_with(const Call& call, ConvolutionTask& task, const Tensor& feat
                      ScalarType out_type, DType out_dtype) {
   const int64_t depth = features.size(1);
   const int64_t volume = weight.size(1);
-  STD_TORCH_CHECK(table.size(0) == volume, "expected ", volume, " table rows, got ",
-                  table.size(0));
   const Tensor rows = padded(features, task.type);
   const int32_t in_channels = small(weight.size(2), "channels");
   const int32_t out_channels = small(weight.size(0), "channels");
@@ -66,29 +64,19 @@ Tensor convolve_with(const Call& call, ConvolutionTask& task, const Tensor& feat
 
 Tensor convolution(const Tensor& features_in, const Tensor& weight_in, const Tensor& table_in,
                    const std::optional<Tensor>& bias_in, bool transposed) {
-  const Tensor features = torch::stable::contiguous(features_in);
-  const Tensor weight = torch::stable::contiguous(weight_in);
-  const Tensor table = int_rows(table_in, "table", -1);
-  STD_TORCH_CHECK(features.dim() == 2 && weight.dim() == 3,
-                  "expected features (rows, in) and weight (out, volume, in)");
-  STD_TORCH_CHECK(features.scalar_type() == weight.scalar_type(),
-                  "expected features and weight of one type");
-  const int64_t depth = transposed ? weight.size(0) : weight.size(2);
-  const int64_t columns = transposed ? weight.size(2) : weight.size(0);
-  STD_TORCH_CHECK(features.size(1) == depth, "expected ", depth, " feature channels, got ",
-                  features.size(1));
-  const Call call(features);
+  const ConvolutionArguments in(features_in, weight_in, table_in, transposed);
+  const Call call(in.features);
   ConvolutionTask task;
-  task.type = half_or_float(features, "features");
+  task.type = half_or_float(in.features, "features");
   std::optional<Tensor> bias;
   if (bias_in) {
     bias = torch::stable::to(torch::stable::contiguous(*bias_in), ScalarType::Float);
-    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == columns, "expected a bias of ", columns,
-                    " values");
+    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == in.columns, "expected a bias of ",
+                    in.columns, " values");
     task.bias = static_cast<const float*>(pointer(*bias));
   }
-  return convolve_with(call, task, features, weight, table, transposed, columns,
-                       features.scalar_type(), task.type);
+  return convolve_with(call, task, in.features, in.weight, in.table, transposed, in.columns,
+                       in.features.scalar_type(), task.type);
 }
 
 Tensor convolution_int8(const Tensor& features_in, const Tensor& weight_in,
@@ -106,32 +94,26 @@ Tensor convolution_int8(const Tensor& features_in, const Tensor& weight_in,
 
 Tensor weight_gradient_of(const Tensor& features_in, const Tensor& grad_in,
                           const Tensor& table_in) {
-  const Tensor features = torch::stable::contiguous(features_in);
-  const Tensor grad = torch::stable::contiguous(grad_in);
-  const Tensor table = int_rows(table_in, "table", -1);
-  STD_TORCH_CHECK(features.dim() == 2 && grad.dim() == 2 && grad.size(0) == table.size(1) &&
-                      features.scalar_type() == grad.scalar_type(),
-                  "expected features (rows, in) and grad_output (table columns, out) of one type");
-  const Call call(features);
+  const GradientArguments in(features_in, grad_in, table_in);
+  const Call call(in.features);
+  const int64_t depth = in.features.size(1), columns = in.grad.size(1);
   WeightGradientTask task;
-  task.type = half_or_float(features, "features");
-  const Tensor wide_features = padded(features, task.type);
-  const Tensor wide_grad = padded(grad, task.type);
-  task.in_channels = small(features.size(1), "channels");
-  task.out_channels = small(grad.size(1), "channels");
-  task.volume = small(table.size(0), "kernel offsets");
-  task.capacity = table.size(1);
-  if (task.capacity == 0 || features.size(0) == 0) {
-    return torch::stable::new_zeros(features, {grad.size(1), table.size(0), features.size(1)},
-                                    ScalarType::Float);
+  task.type = half_or_float(in.features, "features");
+  task.in_channels = small(depth, "channels");
+  task.out_channels = small(columns, "channels");
+  task.volume = small(in.table.size(0), "kernel offsets");
+  task.capacity = in.table.size(1);
+  if (task.capacity == 0 || in.features.size(0) == 0) {
+    return torch::stable::new_zeros(in.features, {columns, task.volume, depth}, ScalarType::Float);
   }
-  Tensor result = call.empty({grad.size(1), table.size(0), features.size(1)}, ScalarType::Float);
+  const Tensor features = padded(in.features, task.type), grad = padded(in.grad, task.type);
+  Tensor result = call.empty({columns, task.volume, depth}, ScalarType::Float);
   const Tensor scratch = call.bytes(
       weight_gradient_bytes(task.volume, task.in_channels, task.out_channels, task.capacity));
   const Tensor count = call.number(task.capacity);
-  task.features = pointer(wide_features);
-  task.grad = pointer(wide_grad);
-  task.table = ints(table);
+  task.features = pointer(features);
+  task.grad = pointer(grad);
+  task.table = ints(in.table);
   task.out_count = ints(count);
   task.gradient = static_cast<float*>(pointer(result));
   task.scratch = pointer(scratch);

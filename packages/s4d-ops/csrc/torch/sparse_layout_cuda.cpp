@@ -15,26 +15,21 @@ using namespace s4d::sparse;
 
 Tensor scatter(const Tensor& features_in, const Tensor& indices_in, const Ints& shape,
                int64_t batch, const Ints& order) {
-  const Tensor features = torch::stable::contiguous(features_in);
-  const Tensor indices = int_rows(indices_in, "indices", 4);
-  STD_TORCH_CHECK(features.dim() == 2 && features.size(0) == indices.size(0),
-                  "expected one feature row per index row");
-  const Call call(features);
-  const DenseLayout layout = layout_of(shape, batch, order, features.size(1));
-  const Axes& s = layout.grid.shape;
-  const Axes& o = layout.order;
-  Tensor dense = call.empty({batch, layout.channels, s[o[0]], s[o[1]], s[o[2]]},
-                            features.scalar_type());
-  const Sites sites(call, indices, layout.grid);
+  const ScatterArguments in(features_in, indices_in, shape, batch, order);
+  const Call call(in.features);
+  Tensor dense = call.empty(in.sizes, in.features.scalar_type());
+  const Sites sites(call, in.indices, in.layout.grid);
   DenseTask task;
   task.map = sites.map;
   task.order = ints(sites.order);
-  task.capacity = indices.size(0);
-  task.dense_type = half_or_float(features, "features");
-  task.features = Features{pointer(features), task.dense_type};
-  task.stride = features.size(1);
-  task.channels = small(features.size(1), "channels");
-  for (size_t axis = 0; axis < 3; ++axis) task.axes[axis] = static_cast<int32_t>(o[axis]);
+  task.capacity = in.indices.size(0);
+  task.dense_type = half_or_float(in.features, "features");
+  task.features = Features{pointer(in.features), task.dense_type};
+  task.stride = in.features.size(1);
+  task.channels = small(in.features.size(1), "channels");
+  for (size_t axis = 0; axis < 3; ++axis) {
+    task.axes[axis] = static_cast<int32_t>(in.layout.order[axis]);
+  }
   task.dense = pointer(dense);
   if (dense.numel() > 0) require(scatter_dense(task, call.stream()), "scatter_dense");
   call.check();
@@ -43,23 +38,20 @@ Tensor scatter(const Tensor& features_in, const Tensor& indices_in, const Ints& 
 
 Tensor gather(const Tensor& dense_in, const Tensor& indices_in, const Ints& shape, int64_t batch,
               const Ints& order) {
-  const Tensor dense = torch::stable::contiguous(dense_in);
-  const Tensor indices = int_rows(indices_in, "indices", 4);
-  STD_TORCH_CHECK(dense.dim() == 5, "expected a dense tensor of five dimensions");
-  const DenseLayout layout = layout_of(shape, batch, order, dense.size(1));
-  check_dense(dense, layout, batch);
-  const Call call(dense);
-  Tensor features = call.empty({indices.size(0), layout.channels}, dense.scalar_type());
-  const Tensor count = call.number(small(indices.size(0), "the number of rows"));
+  const GatherArguments in(dense_in, indices_in, shape, batch, order);
+  const Call call(in.dense);
+  const int64_t rows = in.indices.size(0);
+  Tensor features = call.empty({rows, in.layout.channels}, in.dense.scalar_type());
+  const Tensor count = call.number(small(rows, "the number of rows"));
   int32_t axes_of_grid[3];
   for (size_t axis = 0; axis < 3; ++axis) {
-    axes_of_grid[axis] = static_cast<int32_t>(layout.order[axis]);
+    axes_of_grid[axis] = static_cast<int32_t>(in.layout.order[axis]);
   }
   if (features.numel() == 0) return features;
-  require(gather_dense(pointer(dense), half_or_float(dense, "the dense tensor"), ints(indices),
-                       ints(count), indices.size(0), view_of(layout.grid), axes_of_grid,
-                       small(layout.channels, "channels"), pointer(features), layout.channels,
-                       call.stream()),
+  require(gather_dense(pointer(in.dense), half_or_float(in.dense, "the dense tensor"),
+                       ints(in.indices), ints(count), rows, view_of(in.layout.grid), axes_of_grid,
+                       small(in.layout.channels, "channels"), pointer(features),
+                       in.layout.channels, call.stream()),
           "gather_dense");
   return features;
 }
