@@ -24,9 +24,14 @@ class FusedModel(NamedTuple):
 def fuse_model(model: bytes) -> FusedModel:
     """The model with fused operators, or the model itself where nothing fits."""
     try:
-        graph = EditableModel(model)
-    except OnnxFileError:
-        return FusedModel(model)  # the engine will say what is wrong with it
+        return _fused(model)
+    # What a graph that is not sound leads to; the engine will say what is wrong with it.
+    except (OnnxFileError, ValueError, TypeError, LookupError, ArithmeticError, StopIteration):
+        return FusedModel(model)
+
+
+def _fused(model: bytes) -> FusedModel:
+    graph = EditableModel(model)
     if any(node.has_graph for node in graph.nodes):
         return FusedModel(model)  # inner graphs read tensors without naming them as inputs
     chains = fuse_chains(graph)
