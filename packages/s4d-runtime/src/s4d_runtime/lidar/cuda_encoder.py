@@ -157,13 +157,16 @@ class CudaEncoder:
                 on the host, then copied with a wait.
             stream: address of the caller's CUDA stream; default: the encoder's own.
             count: address of an int32 on the device: how many of the rows count. Default: all.
-            out: a contiguous device array for the result, of its shape and type.
+            out: a contiguous device array for the result, of its shape and type. It is the frame's
+                from its beginning on.
             capture: the stream is being captured into a CUDA graph by the caller. The launches are
                 recorded there; nothing is allocated if a frame of these sizes ran before and
                 ``out`` is given. The caller keeps replays from overlapping other frames.
 
         Returns:
             The map, complete when the stream has come there. DLPack consumers wait by themselves.
+            Whoever reads it on another stream holds it until that is done: its memory is used again
+            when it is let go.
 
         Raises:
             FrameError: shapes and types. What only the data shows, ``check`` raises.
