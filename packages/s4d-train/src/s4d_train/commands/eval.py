@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -27,7 +28,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--scenes", nargs="+", default=[], help="scene names, instead of a split")
     parser.add_argument("--out", default="", help="output folder (default: out/eval/<source>)")
     parser.add_argument("--batch", type=int, default=1, help="scenes side by side (checkpoints)")
-    parser.add_argument("--workers", type=int, default=4, help="loader processes (checkpoints)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=min(4, os.cpu_count() or 1),
+        help="loader processes (checkpoints; default: one per core, at most 4)",
+    )
     parser.add_argument(
         "--precision",
         choices=("fp32", "bf16", "fp16"),

@@ -68,6 +68,8 @@ def _pipeline(args: argparse.Namespace, index):  # type: ignore[no-untyped-def]
 
     try:
         height, width = (int(v) for v in args.image_size.lower().split("x"))
+        if min(height, width) < 1:
+            raise ValueError
     except ValueError:
         raise ConfigError(f"expected --image-size HEIGHTxWIDTH, got {args.image_size!r}") from None
     config = DataConfig(index=args.index, root=args.root, image_size=(height, width))

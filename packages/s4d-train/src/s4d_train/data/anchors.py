@@ -42,6 +42,8 @@ def make_anchors(
     chosen &= (np.asarray(index.label) >= 0) & (np.isfinite(boxes).all(1))
     chosen &= np.linalg.norm(boxes[:, :3], axis=1) <= max_distance
     boxes = boxes[chosen]
+    if count < 1:
+        raise DataError(f"expected at least one anchor, got a count of {count}")
     if len(boxes) < count:
         raise DataError(
             f"{count} anchors need at least as many objects within {max_distance:g} m, found "

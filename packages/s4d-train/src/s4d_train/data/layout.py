@@ -13,8 +13,12 @@ def find_version(root: str | Path) -> str:
     """The only version folder (``v1.0-...``) in ``root``; MissingTableError when not one."""
     folders = sorted(p.parent.name for p in Path(root).glob("*/sample_data.json"))
     if len(folders) != 1:
-        found = ", ".join(folders) if folders else "none"
+        if not folders:
+            raise MissingTableError(
+                f"expected a data set in nuScenes layout in {root}, found no folder of tables "
+                "(v1.0-mini, v1.0-trainval, ...) there; check the path"
+            )
         raise MissingTableError(
-            f"expected one folder of tables in {root}, found {found}; give --version"
+            f"expected one folder of tables in {root}, found {', '.join(folders)}; give --version"
         )
     return folders[0]

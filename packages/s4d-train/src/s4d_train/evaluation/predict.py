@@ -117,6 +117,22 @@ def _seen(
         yield batch, seen
 
 
+def check_artifact(artifact: Path) -> None:
+    """Is it whole, and can it be run here?
+
+    Raises:
+        EvaluationError: s4d-runtime is not installed.
+        s4d_runtime.ArtifactError: it is damaged.
+    """
+    try:
+        from s4d_runtime.artifact import read_artifact
+    except ImportError:
+        raise EvaluationError(
+            "evaluating an artifact needs s4d-runtime; install s4d-train[runtime]."
+        ) from None
+    read_artifact(artifact)
+
+
 def predict_artifact(
     artifact: Path,
     root: Path,
@@ -129,15 +145,11 @@ def predict_artifact(
     """Detections of this rank's scenes through s4d-runtime, and the artifact's class names.
 
     Raises:
-        EvaluationError: s4d-runtime is not installed, or the model looks at frames to come.
+        EvaluationError: the model looks at frames to come.
     """
-    try:
-        from s4d_runtime import Pipeline
-        from s4d_runtime.nuscenes import NuScenes
-    except ImportError:
-        raise EvaluationError(
-            "evaluating an artifact needs s4d-runtime; install s4d-train[runtime]."
-        ) from None
+    from s4d_runtime import Pipeline
+    from s4d_runtime.nuscenes import NuScenes
+
     pipeline = Pipeline.load(artifact, backend=backend, device=ranks.device.index or 0)
     queue = pipeline.manifest.model.get("queue")
     if queue and queue["frames"] == "future":

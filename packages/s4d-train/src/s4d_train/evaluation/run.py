@@ -12,7 +12,7 @@ from ..errors import EvaluationError
 from ..trainer.ranks import Ranks
 from .found import Found
 from .metrics import evaluate_results
-from .predict import chosen_scenes, predict_artifact, predict_checkpoint
+from .predict import check_artifact, chosen_scenes, predict_artifact, predict_checkpoint
 from .submit import write_submission
 from .table import metrics_table
 
@@ -65,6 +65,7 @@ def evaluate(source: Path, options: EvalOptions, ranks: Ranks) -> dict[str, Any]
     Raises:
         EvaluationError, DataError: source, data and split do not fit.
     """
+    _check_source(source)
     index = open_index(options, ranks)
     split = choose_split(index, options)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -136,6 +137,17 @@ def choose_split(index: DriveIndex, options: EvalOptions) -> str | None:
         return options.split
     usual = {"v1.0-mini": "mini_val", "v1.0-trainval": "val", "v1.0-test": "test"}
     return usual.get(index.version, "val")
+
+
+def _check_source(source: Path) -> None:
+    """Fail before a large data set is converted."""
+    if source.suffix == ".s4d":
+        check_artifact(source)
+    elif not any((source / name).is_file() for name in (DETECTION, "config.json")):
+        raise EvaluationError(
+            f"expected {source} to be a .s4d artifact, or a folder with a checkpoint's config.json "
+            f"or with {DETECTION}; it is neither."
+        )
 
 
 def data_root(index: DriveIndex, options: EvalOptions) -> Path:

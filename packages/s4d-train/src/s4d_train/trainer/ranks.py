@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from ..errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -36,11 +38,25 @@ class Ranks:
 
 
 def pick_device(name: str = "") -> torch.device:
-    """The device called `name`, or this machine's accelerator, or the CPU."""
-    if name:
-        return torch.device(name)
+    """The device called `name`, or this machine's accelerator, or the CPU.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return torch.device("cpu") if accelerator is None else accelerator
+    if not name:
+        return torch.device("cpu") if accelerator is None else accelerator
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    there = {"cpu"} if accelerator is None else {"cpu", accelerator.type}
+    if device is None or device.type not in there:
+        raise ConfigError(f"expected a device of {' or '.join(sorted(there))}, got '{name}'.")
+    if device.type != "cpu" and (device.index or 0) >= torch.accelerator.device_count():
+        count = torch.accelerator.device_count()
+        raise ConfigError(f"there is no {name}: this machine has {count} such devices.")
+    return device
 
 
 @contextmanager
