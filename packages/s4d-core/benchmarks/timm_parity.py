@@ -2,6 +2,8 @@
 
     python benchmarks/timm_parity.py [--device cuda] [--small]
 
+Then the tiny detector is built on other models of timm, and goes through backward and a checkpoint.
+
 Needs timm. Weights are drawn in timm's model and read into ours by the loader for timm's names.
 timm has no window attention, so EVA-02 is compared with every block looking at the whole image
 (the tests compare window attention with its definition).
@@ -10,6 +12,7 @@ timm has no window attention, so EVA-02 is compared with every block looking at 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 
 import timm
@@ -17,17 +20,20 @@ import torch
 from timm.models.eva import Eva as TimmEva
 from torch import nn
 
+import s4d_core
+from s4d_core import TimmConfig
 from s4d_core.backbones import EvaConfig, VoVNetConfig, build_backbone, load_weights
+
+NAMES = ("resnet18", "convnext_tiny", "efficientnet_b0", "regnety_008")
 
 
 def randomise(model: nn.Module) -> None:
     """Values for all that is zero or one in a fresh model."""
-    generator = torch.Generator().manual_seed(0)
     for name, value in model.state_dict().items():
         if name.endswith("running_var"):
-            value.copy_(torch.rand(value.shape, generator=generator) + 0.5)
+            value.copy_(torch.rand_like(value) + 0.5)
         elif value.is_floating_point() and value.dim() <= 1:
-            value.add_(torch.randn(value.shape, generator=generator) * 0.1)
+            value.add_(torch.randn_like(value) * 0.1)
 
 
 def settle(model: nn.Module, images: torch.Tensor) -> None:
@@ -55,6 +61,28 @@ def compare(name: str, ours: nn.Module, theirs: nn.Module, images: torch.Tensor)
         )
 
 
+def detector(name: str, device: str) -> None:
+    """The tiny detector on a model of timm: maps, gradients, a checkpoint there and back."""
+    backbone = TimmConfig(name, out_indices=(1, 2, 3) if "res" not in name else (2, 3, 4))
+    config = s4d_core.get_config("sparse4dv3_tiny").replace(
+        backbone=backbone, neck=s4d_core.FPNConfig(num_levels=4), name=f"tiny_{name}"
+    )
+    model = s4d_core.build_model(config).to(device)
+    height, width = config.image.size
+    cameras = config.num_cameras
+    images = torch.randn(1, cameras, 3, height, width, device=device)
+    levels = model.pyramid(images)
+    torch.stack([level.square().mean() for level in levels]).sum().backward()
+    missing = [n for n, p in model.backbone.named_parameters() if p.grad is None]
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        s4d_core.save_checkpoint(model, folder)
+        again = s4d_core.load_checkpoint(folder).to(device)
+        expected = model.eval().pyramid(images)
+        same = all(torch.equal(a, b) for a, b in zip(again.pyramid(images), expected, strict=True))
+    sizes = [tuple(level.shape[1:]) for level in levels]
+    print(f"timm/{name}: maps {sizes}, without gradient {len(missing)}, checkpoint equal {same}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -64,11 +92,12 @@ def main() -> None:
     torch.manual_seed(0)
     size = (64, 96) if args.small else (320, 800)
 
-    theirs = timm.create_model("ese_vovnet99b", features_only=True, out_indices=(1, 2, 3, 4))
-    config = VoVNetConfig(attention="last")
-    ours = build_backbone(config)
+    with torch.device(args.device):
+        theirs = timm.create_model("ese_vovnet99b", features_only=True, out_indices=(1, 2, 3, 4))
+        config = VoVNetConfig(attention="last")
+        ours = build_backbone(config)
+        images = torch.randn(2, 3, *size)
     randomise(theirs)
-    images = torch.randn(2, 3, *size)
     settle(theirs, images)
     weights = {n.replace("stages_", "stages."): v for n, v in theirs.state_dict().items()}
     weights = {n.replace("stem_", "stem."): v for n, v in weights.items()}
@@ -84,24 +113,25 @@ def main() -> None:
         position_grid=(size[0] // 16, size[1] // 16),
         pyramid_channels=None,
     )
-    plain = TimmEva(
-        img_size=size,
-        patch_size=16,
-        embed_dim=1024,
-        depth=depth,
-        num_heads=16,
-        qkv_fused=False,
-        mlp_ratio=4 * 2 / 3,
-        swiglu_mlp=True,
-        scale_mlp=True,
-        use_rot_pos_emb=True,
-        ref_feat_shape=(16, 16),
-        class_token=False,
-        global_pool="",
-        num_classes=0,
-    )
+    with torch.device(args.device):
+        plain = TimmEva(
+            img_size=size,
+            patch_size=16,
+            embed_dim=1024,
+            depth=depth,
+            num_heads=16,
+            qkv_fused=False,
+            mlp_ratio=4 * 2 / 3,
+            swiglu_mlp=True,
+            scale_mlp=True,
+            use_rot_pos_emb=True,
+            ref_feat_shape=(16, 16),
+            class_token=False,
+            global_pool="",
+            num_classes=0,
+        )
+        ours = build_backbone(config)
     randomise(plain)
-    ours = build_backbone(config)
     print(load_weights(ours, config, plain.state_dict(), "timm"))
 
     class LastMap(nn.Module):
@@ -118,6 +148,9 @@ def main() -> None:
     for dtype in (torch.float32, torch.float64):
         ours, last = (m.to(args.device, dtype).eval() for m in (ours, last))
         compare("EVA02-L", ours, last, images.to(args.device, dtype))
+    del ours, last, plain, theirs
+    for name in NAMES:
+        detector(name, args.device)
 
 
 if __name__ == "__main__":

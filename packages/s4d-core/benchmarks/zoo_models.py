@@ -12,11 +12,15 @@ import s4d_core
 from s4d_core import Sparse4D, Sparse4DConfig
 from s4d_core.backbones.deform_conv import DeformConv2d
 from s4d_core.backbones.resnet import BasicBlock, Bottleneck
+from s4d_core.backbones.vovnet import Block
+from s4d_core.refinement import Refinement
 
 __all__ = ["frame", "prepared", "resized", "small"]
 
 RESIDUAL_GAIN = 0.2
 """Of the last norm in each residual block, where a fresh one has 1."""
+REFINEMENT_GAIN = 0.1
+"""Of the corrections that a decoder adds to a box."""
 
 
 def small(config: Sparse4DConfig) -> Sparse4DConfig:
@@ -75,8 +79,9 @@ def prepared(config: Sparse4DConfig, device: str) -> Sparse4D:
 
     A fresh ResNet whose norms are not used in training mode (v1) doubles its values in each of 33
     blocks, and overflows. Statistics settled on one kind of picture amplify any other, rounding
-    included. So all norms settle on both kinds at once, and residual branches start small, as is
-    usual when a ResNet is trained from nothing.
+    included; so do decoders that throw boxes about. So all norms settle on both kinds at once,
+    residual branches start small, as is usual when a ResNet is trained from nothing, and
+    decoders correct boxes by centimetres, as the later ones of a trained model do.
     """
     torch.manual_seed(0)
     with torch.device(device):
@@ -89,6 +94,13 @@ def prepared(config: Sparse4DConfig, device: str) -> Sparse4D:
             nn.init.constant_(module.bn3.weight, RESIDUAL_GAIN)
         if isinstance(module, BasicBlock):
             nn.init.constant_(module.bn2.weight, RESIDUAL_GAIN)
+        if isinstance(module, Block) and module.residual:
+            norms = [part for part in module.concat if isinstance(part, nn.BatchNorm2d)]
+            nn.init.constant_(norms[0].weight, RESIDUAL_GAIN)
+        if isinstance(module, Refinement):
+            with torch.no_grad():
+                module.box_scale.scale[: module.num_kept] *= REFINEMENT_GAIN
+                module.box_scale.scale[8:] *= REFINEMENT_GAIN
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
             module.train()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.util
 import json
 import math
@@ -16,10 +17,15 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 from zoo_models import frame, prepared
 
 import s4d_core
 from s4d_core import Sparse4DConfig
+from s4d_export import build_manifest, export_graph, random_frames, save_artifact
+from s4d_export.comparison import TOLERANCES, Comparison
+from s4d_export.rollout import EngineRunner, Recorded, TorchRunner
+from s4d_runtime.artifact import read_artifact
 
 __all__ = ["OBJECTS", "Part", "export_and_roll", "inference", "training"]
 
@@ -134,13 +140,9 @@ def export_and_roll(
 ) -> None:
     """Export with the plug-in operator, then engines of the runtime against torch, state fed back.
 
-    Torch runs on `device` in float32, TF32 off. `done` is given each part as it is there.
+    Torch runs on `device` in float32, TF32 off; once more in float64, which shows how much of a
+    difference is rounding. `done` is given each part as it is there.
     """
-    from s4d_export import build_manifest, export_graph, random_frames, save_artifact
-    from s4d_export.comparison import TOLERANCES, Comparison
-    from s4d_export.rollout import EngineRunner, Recorded, TorchRunner
-    from s4d_runtime.artifact import read_artifact
-
     torch.set_num_threads(threads)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     model = prepared(config, device).cpu()
@@ -162,15 +164,15 @@ def export_and_roll(
             frames += config.queue.length  # the graph answers that many frames later
         shown = list(random_frames(config, frames))
         expected = Recorded(TorchRunner(model, device), shown)
+        with s4d_core.use_reference_op():
+            exact = Recorded(_in_float64(TorchRunner(copy.deepcopy(model), device)), shown)
+        rounding = _compared(exact, expected, shown)
         for name in engines:
             with read_artifact(path) as opened:
                 engine = EngineRunner(opened, name, threads)
-            comparison = Comparison(TOLERANCES["fp32"])
-            expected.rewind()
-            for given in shown:
-                comparison.add(expected.step(given), engine.step(given))
+            got = Recorded(engine, shown)
             engine.close()
-            result = comparison.result()
+            result = _compared(expected, got, shown)
             done(
                 name,
                 {
@@ -179,9 +181,32 @@ def export_and_roll(
                     "seconds_per_frame": min(engine.milliseconds) / 1e3,
                     "passed": result["passed"],
                     "difference": _difference(result),
+                    "rounding": _difference(rounding),
                     "result": result,
                 },
             )
+
+
+def _in_float64(runner: TorchRunner) -> TorchRunner:
+    """The runner with all weights, inputs and state in float64."""
+    runner._model.double()
+    runner._state = {k: _double(v) for k, v in runner._state.items()}
+    runner._model.register_forward_pre_hook(lambda _, given: tuple(_double(v) for v in given))
+    return runner
+
+
+def _double(value: Tensor) -> Tensor:
+    return value.double() if value.is_floating_point() else value
+
+
+def _compared(expected: Recorded, got: Recorded, shown: list[Any]) -> dict[str, Any]:
+    """Differences over all frames with the limits of float32."""
+    comparison = Comparison(TOLERANCES["fp32"])
+    expected.rewind()
+    got.rewind()
+    for given in shown:
+        comparison.add(expected.step(given), got.step(given))
+    return comparison.result()
 
 
 def _difference(result: dict[str, Any]) -> str:
