@@ -67,6 +67,8 @@ def measure(config: FitConfig, ranks: Ranks, args: argparse.Namespace) -> dict[s
     for _ in range(args.warmup):
         values = one()
     wait(ranks)
+    if ranks.device.type == "cuda":  # peak of steps, without trials of convolution algorithms
+        torch.cuda.reset_peak_memory_stats(ranks.device)
     begin = time.perf_counter()
     for _ in range(args.steps):
         start = time.perf_counter()

@@ -152,8 +152,28 @@ def check_gradients(model: s4d_core.Sparse4D, z: dict[str, np.ndarray], prefix: 
     assert wanted
     for name, value in wanted.items():
         np.testing.assert_allclose(
-            norms[name].item(), value, rtol=1e-6, atol=1e-13 * total, err_msg=name
+            norms[name].item(), value, rtol=1e-8, atol=1e-13 * total, err_msg=name
         )
+    gradients = {names[k]: p.grad.flatten() for k, p in parameters.items()}
+    start = prefix + "/grad_head/"
+    wanted = {k[len(start) :]: v for k, v in z.items() if k.startswith(start)}
+    assert wanted
+    for name, value in wanted.items():
+        found = gradients[name][: value.size].numpy()
+        np.testing.assert_allclose(found, value, rtol=1e-9, atol=1e-12, err_msg=name)
+    assert not z[prefix + "/no_grad_params"].size
+
+
+def check_statistics(model: s4d_core.Sparse4D, z: dict[str, np.ndarray], prefix: str) -> None:
+    """Running statistics after the frame."""
+    values = model.state_dict()
+    names = s4d_core.reference_names(values, model.config)
+    wanted = {k.split("/bn/")[1]: v for k, v in z.items() if k.startswith(prefix + "/bn/")}
+    assert wanted.keys() <= set(names.values())
+    for own, name in names.items():
+        if name in wanted:
+            found = values[own].flatten()[: wanted[name].size].numpy()
+            np.testing.assert_allclose(found, wanted[name], rtol=1e-9, err_msg=name)
 
 
 def check_predictions(
@@ -194,6 +214,7 @@ def test_two_steps_of_v2() -> None:
         check_losses(losses, z, prefix)
         check_gradients(model, z, prefix)
         check_predictions(output, z, prefix, config, targets)
+        check_statistics(model, z, prefix)
 
 
 def test_one_step_of_v1() -> None:
