@@ -231,6 +231,15 @@ def test_engines_that_do_not_fit(trt: Any, engine: Path, tmp_path: Path) -> None
         Pipeline.load(engine)
 
 
+def test_the_lean_runtime_has_no_tensor_formats(
+    trt: Any, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its packages 10.16 and 11.4 are: without the type that the question's answer has."""
+    monkeypatch.delattr(trt, "TensorFormat")
+    with Pipeline.load(engine) as loaded:
+        assert loaded(next(stream_of(loaded))) is not None
+
+
 def test_operator_library_is_loaded_for_plugin_engines(
     trt: Any, driver: FakeDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
