@@ -12,6 +12,7 @@ from s4d_train.configs.recipes import RECIPES, get_recipe
 from s4d_train.configs.settings import from_dict, override, to_dict
 from s4d_train.data import config as data_config
 from s4d_train.errors import ConfigError
+from s4d_train.trainer.ranks import pick_device
 
 BASE = get_recipe("sparse4dv3_r50_256x704")
 
@@ -92,3 +93,10 @@ def test_names_are_those_of_the_models() -> None:
     """The data half repeats them, so that it needs no torch."""
     assert data_config.CLASS_NAMES == s4d_core.config.CLASS_NAMES
     assert data_config.CAMERA_NAMES == s4d_core.config.CAMERA_NAMES
+
+
+@pytest.mark.parametrize("name", ["kuda", "cuda:99", "meta"])
+def test_device_that_is_not_there(name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        pick_device(name)
+    assert pick_device("cpu").type == "cpu"
