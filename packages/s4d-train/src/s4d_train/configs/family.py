@@ -110,9 +110,11 @@ def sparse4dv1_r101_h1_640x1600() -> FitConfig:
 def sparse4dv1_r101_h4_640x1600() -> FitConfig:
     """As H1, in sequences: every step finds the feature maps of the last three frames.
 
-    The published code computes those maps anew in each step, from frames one or two apart. Here
-    they are carried from step to step, so they are as old as one to three updates of the weights;
-    frames are one or two apart too.
+    The published code shuffles all samples and computes the maps of the past anew in each step,
+    without gradients, from frames one or two apart (the same for all three). Here the samples of
+    a slot come in order of time and the maps are carried from step to step: a quarter of the
+    backbone passes, maps that one to three updates of the weights ago gave, and frames one or two
+    apart, drawn for each step. What the head computes from the maps is the same.
     """
     recipe = sparse4dv1_r101_h1_640x1600()
     return replace(
