@@ -43,8 +43,8 @@ def test_names_and_shapes_are_the_published_ones(
     file: str, config: s4d_core.Sparse4DConfig
 ) -> None:
     model = meta_model(config)
-    names = s4d_core.reference_names(model.state_dict(), config)
-    parameters = dict(model.named_parameters())
+    state, parameters = model.state_dict(), dict(model.named_parameters())
+    names = s4d_core.reference_names(state, config)
     mine, published = {}, published_table(file)
     for ours, theirs in names.items():
         kind = "buffer"
@@ -52,7 +52,7 @@ def test_names_and_shapes_are_the_published_ones(
             kind = "param requires_grad" if parameters[ours].requires_grad else "param frozen"
         if file == "state_dict_keys_v1.txt" and re.search(r"(bn\d|downsample\.1)\.\w+$", ours):
             kind = published[theirs][1]  # norms are frozen by the recipe, not by the model
-        mine[theirs] = (list(model.state_dict()[ours].shape), kind)
+        mine[theirs] = (list(state[ours].shape), kind)
     if config.queue is None and file == "state_dict_keys_v1.txt":
         published = {k: v for k, v in published.items() if "temp_module" not in k}
     assert mine == published
