@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +17,7 @@ COUNTED = ("sparse4dv3_tiny", "sparse4dv2_r50_256x704")
 
 
 def _tool() -> ModuleType:
+    sys.path.insert(0, str(TOOL.parent))  # where its other module is
     spec = importlib.util.spec_from_file_location("model_table", TOOL)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

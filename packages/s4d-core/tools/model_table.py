@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from measured import measured_lines
 from torch.utils.flop_counter import FlopCounterMode
 
 import s4d_core
@@ -165,7 +166,7 @@ def document(what: Callable[[str], str] | None = None) -> str:
     for name in names:
         row = PUBLISHED[name]
         lines.append(f"| `{name}` | {row.result} | {row.source or '-'} | `{row.recipe}` |")
-    lines += _measured(names, measured)
+    lines += measured_lines(names, measured)
     return "\n".join(lines) + "\n"
 
 
@@ -200,53 +201,6 @@ def _backbone(config: Sparse4DConfig) -> str:
     if backbone.style == "caffe":
         text += ", caffe style"
     return text + (", deformable" if any(backbone.deformable) else "")
-
-
-COLUMNS = (
-    ("inference", "FPS, fp32", "fps_fp32", "{:.1f}"),
-    ("inference", "FPS, bf16", "fps_bf16", "{:.1f}"),
-    ("inference", "GB, fp32", "gb", "{:.2f}"),
-    ("training", "batch", "batch", "{}"),
-    ("training", "s per step", "seconds", "{:.3f}"),
-    ("training", "GB, training", "gb", "{:.1f}"),
-    ("export", "export, s", "seconds", "{:.0f}"),
-    ("export", "artifact, MB", "megabytes", "{:.0f}"),
-    ("onnxruntime", "ONNX Runtime CPU, s per frame", "seconds_per_frame", "{:.2f}"),
-)
-
-
-def _measured(names: list[str], measured: dict[str, Any]) -> list[str]:
-    lines = ["", "## Measured", ""]
-    if not measured:
-        return [*lines, "Not measured yet: `python benchmarks/model_zoo.py` in packages/s4d-core."]
-    lines += [measured["about"], ""]
-    heads = [f"{title}" for _, title, _, _ in COLUMNS]
-    lines.append("| model | " + " | ".join(heads) + " |")
-    lines.append("|---|" + "---|" * len(COLUMNS))
-    notes = []
-    for name in names:
-        rows = measured["models"].get(name, {})
-        trainings = rows.get("training", [{}]) or [{}]
-        for i, training in enumerate(trainings):
-            cells = []
-            for part, _, key, form in COLUMNS:
-                values = training if part == "training" else rows.get(part, {}) if i == 0 else {}
-                value = values.get(key)
-                cells.append("-" if value is None else form.format(value))
-            lines.append(f"| {f'`{name}`' if i == 0 else ''} | " + " | ".join(cells) + " |")
-        for part in ("inference", "export", "onnxruntime"):
-            if "not" in rows.get(part, {}):
-                notes.append(f"- `{name}`, {part}: {rows[part]['not']}")
-        notes += [f"- `{name}`, training: {t['not']}" for t in trainings if "not" in t]
-    if notes:
-        lines += ["", "Not measured:", "", *notes]
-    rollouts = measured.get("rollouts")
-    if rollouts:
-        lines += ["", "## Exported against torch", "", rollouts["about"], ""]
-        lines += ["| model | frames | largest difference: score, metres |", "|---|---|---|"]
-        for name, row in rollouts["models"].items():
-            lines.append(f"| `{name}` | {row['frames']} | {row['difference']} |")
-    return lines
 
 
 def main() -> int:
