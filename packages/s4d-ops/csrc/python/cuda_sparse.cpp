@@ -159,8 +159,15 @@ class Program : public CallList {
   void tables(const std::vector<TableNumbers>& numbers) {
     std::vector<TableTask> tasks;
     for (const auto& [out, count, capacity, map, order, geometry, table] : numbers) {
-      tasks.push_back(TableTask{ints(out), ints(count), capacity, map_of(map), ints(order),
-                                geometry_of(geometry), ints(table), nullptr});
+      TableTask task;
+      task.out_indices = ints(out);
+      task.out_count = ints(count);
+      task.capacity = capacity;
+      task.in = map_of(map);
+      task.in_order = ints(order);
+      task.geometry = geometry_of(geometry);
+      task.table = ints(table);
+      tasks.push_back(task);
     }
     add("build_tables", [=](cudaStream_t s) {
       return build_tables(tasks.data(), static_cast<int>(tasks.size()), s);
