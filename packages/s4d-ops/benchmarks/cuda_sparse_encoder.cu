@@ -133,39 +133,37 @@ void time_stages(const std::vector<int32_t>& rows, bool layers) {
   Array<int32_t> d_rows(rows);
   Array<__half> features(random_features(size_t(n)));
   const auto count = number(n);
-  for (const bool grouped : {false, true}) {
-    for (const bool int8 : {false, true}) {
-      size_t free_before, free_after, total;
-      OK(cudaMemGetInfo(&free_before, &total));
-      Encoder e(int8, 1, capacities(counts), grouped);
-      OK(cudaMemGetInfo(&free_after, &total));
-      const auto run = [&](int stage) {
-        return [&, stage] { e.stage(stage, d_rows, features, count, n, stream); };
-      };
-      const auto whole = [&] { e.enqueue(d_rows, features, count, n, stream); };
-      const auto all = measure(whole);
-      const auto again = measure(whole);
-      bool right = e.errors() == std::vector<int32_t>(dev::kErrorSlots, 0);
-      std::printf("%s %s: whole encoder %.1f us (p90 %.1f; again %.1f)\n", int8 ? "int8" : "fp16",
-                  grouped ? "grouped" : "plain", all.first, all.second, again.first);
-      const char* names[] = {"clear", "sites", "tables", "place", "network", "dense"};
-      for (int i = 0; i < 6; ++i) std::printf("  %s %.1f", names[i], measure(run(i), 40, 8).first);
-      std::printf("\n  ");
-      e.megabytes(true);
-      std::printf("  sum %.1f MB, allocated %.1f MB with voxels %.1f\n", e.megabytes(),
-                  double(free_before - free_after) / 1e6, double(n) * 26 / 1e6);
-      const auto got = e.counts();
-      for (int i = 0; i < 5; ++i) right &= got[i] == counts[i];
-      std::printf("  counts %d %d %d %d %d %s\n", got[0], got[1], got[2], got[3], got[4],
-                  right ? "right" : "WRONG");
-      if (!layers || grouped) continue;
-      int number_of_layer = 0;
-      for (const auto& layer : e.layers()) {
-        const double us = measure([&] { OK(dev::convolve(layer, stream)); }, 30, 10).first;
-        std::printf("  layer %2d %s %3d->%3d rows %6ld: %.1f us\n", number_of_layer++,
-                    s4d::name(layer.type), layer.in_channels, layer.out_channels,
-                    long(layer.capacity), us);
-      }
+  for (const bool int8 : {false, true}) {
+    size_t free_before, free_after, total;
+    OK(cudaMemGetInfo(&free_before, &total));
+    Encoder e(int8, 1, capacities(counts));
+    OK(cudaMemGetInfo(&free_after, &total));
+    const auto run = [&](int stage) {
+      return [&, stage] { e.stage(stage, d_rows, features, count, n, stream); };
+    };
+    const auto whole = [&] { e.enqueue(d_rows, features, count, n, stream); };
+    const auto all = measure(whole);
+    const auto again = measure(whole);
+    bool right = e.errors() == std::vector<int32_t>(dev::kErrorSlots, 0);
+    std::printf("%s: whole encoder %.1f us (p90 %.1f; again %.1f)\n", int8 ? "int8" : "fp16",
+                all.first, all.second, again.first);
+    const char* names[] = {"clear", "sites", "tables", "place", "network", "dense"};
+    for (int i = 0; i < 6; ++i) std::printf("  %s %.1f", names[i], measure(run(i), 40, 8).first);
+    std::printf("\n  ");
+    e.megabytes(true);
+    std::printf("  sum %.1f MB, allocated %.1f MB with voxels %.1f\n", e.megabytes(),
+                double(free_before - free_after) / 1e6, double(n) * 26 / 1e6);
+    const auto got = e.counts();
+    for (int i = 0; i < 5; ++i) right &= got[i] == counts[i];
+    std::printf("  counts %d %d %d %d %d %s\n", got[0], got[1], got[2], got[3], got[4],
+                right ? "right" : "WRONG");
+    if (!layers) continue;
+    int number_of_layer = 0;
+    for (const auto& layer : e.layers()) {
+      const double us = measure([&] { OK(dev::convolve(layer, stream)); }, 30, 10).first;
+      std::printf("  layer %2d %s %3d->%3d rows %6ld: %.1f us\n", number_of_layer++,
+                  s4d::name(layer.type), layer.in_channels, layer.out_channels,
+                  long(layer.capacity), us);
     }
   }
 }
@@ -177,7 +175,7 @@ void tune(const std::vector<int32_t>& rows) {
   Array<__half> features(random_features(size_t(n)));
   const auto count = number(n);
   for (const bool int8 : {false, true}) {
-    Encoder e(int8, 1, capacities(counts), false);
+    Encoder e(int8, 1, capacities(counts));
     e.enqueue(d_rows, features, count, n, stream);
     OK(cudaStreamSynchronize(stream));
     std::set<std::string> seen;
@@ -186,6 +184,7 @@ void tune(const std::vector<int32_t>& rows) {
       std::snprintf(name, sizeof name, "%s %d->%d of %ld, volume %d", s4d::name(layer.type),
                     layer.in_channels, layer.out_channels, long(layer.capacity), layer.volume);
       if (!seen.insert(name).second) continue;
+      if (dev::wgmma_serves(layer.type, layer.volume, layer.in_channels, layer.out_channels)) continue;
       std::vector<std::pair<double, std::string>> results;
       for (const int tiles : {1, 2}) {
         if (layer.out_channels % 64 != 0 && tiles == 1) continue;
@@ -236,7 +235,7 @@ void scale(const std::vector<int32_t>& real) {
     double us[2], mb[2];
     bool right = true;
     for (int i = 0; i < 2; ++i) {
-      Encoder e(i == 1, batch, capacities(counts), false);
+      Encoder e(i == 1, batch, capacities(counts));
       us[i] = measure([&] { e.enqueue(d_rows, features, count, total, stream); }, 20).first;
       mb[i] = e.megabytes();
       right &= e.errors() == std::vector<int32_t>(dev::kErrorSlots, 0);
@@ -274,8 +273,8 @@ void soak(const std::vector<int32_t>& real, int frames) {
   Array<__half> features(random_features(kMost));
   int32_t* counts;
   OK(cudaMallocHost(&counts, size_t(frames) * 16 * 4));
-  Encoder half(false, 1, {kMost, 400000, 250000, 100000, 60000}, false);
-  Encoder codes(true, 1, {kMost, 400000, 250000, 100000, 60000}, false);
+  Encoder half(false, 1, {kMost, 400000, 250000, 100000, 60000});
+  Encoder codes(true, 1, {kMost, 400000, 250000, 100000, 60000});
   Graph graphs[2] = {Graph([&] { half.enqueue(rows, features, count, kMost, stream); }),
                      Graph([&] { codes.enqueue(rows, features, count, kMost, stream); })};
   std::vector<__half> kept[2];
@@ -328,8 +327,7 @@ int main(int argc, char** argv) {
   std::vector<int32_t> shape;
   const auto rows = argc > 1 ? read_tensor<int32_t>(argv[1], &shape) : std::vector<int32_t>{};
   if (rows.empty()) {
-    std::printf("no index rows: %s VOXELS.tensor [time] [layers] [tune] [scale] "
-                "[soak FRAMES]\n",
+    std::printf("no index rows: %s VOXELS.tensor [time] [layers] [tune] [scale] [soak FRAMES]\n",
                 argv[0]);
     return 2;
   }
@@ -338,6 +336,18 @@ int main(int argc, char** argv) {
     const std::string what = argv[i];
     if (what == "time" || what == "layers") time_stages(rows, what == "layers");
     if (what == "tune") tune(rows);
+    if (what == "once") {
+      const auto counts = count_sites(rows.data(), rows.size() / 4);
+      Array<int32_t> d_rows(rows);
+      const int64_t n = int64_t(rows.size()) / 4;
+      Array<__half> features(random_features(size_t(n)));
+      const auto count = number(n);
+      for (const bool int8 : {false, true}) {
+        Encoder e(int8, 1, capacities(counts));
+        e.enqueue(d_rows, features, count, n, stream);
+        OK(cudaDeviceSynchronize());
+      }
+    }
     if (what == "scale") scale(rows);
     if (what == "soak") soak(rows, i + 1 < argc ? std::atoi(argv[i + 1]) : 10000);
   }

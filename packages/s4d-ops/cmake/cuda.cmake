@@ -19,7 +19,7 @@ else()
   execute_process(COMMAND "${CMAKE_CUDA_COMPILER}" --list-gpu-arch
     OUTPUT_VARIABLE S4D_NVCC_KNOWS ERROR_QUIET)
   set(CMAKE_CUDA_ARCHITECTURES "")
-  foreach(arch IN ITEMS 80 86 87 89 90 100 120)
+  foreach(arch IN ITEMS 75 80 86 87 89 90 100 120)
     if(S4D_NVCC_KNOWS MATCHES "compute_${arch}[\r\n]")
       if(arch EQUAL 90 OR arch EQUAL 120)
         list(APPEND CMAKE_CUDA_ARCHITECTURES ${arch})  # machine code and PTX
@@ -40,11 +40,26 @@ enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
 
 file(GLOB_RECURSE S4D_CUDA_CORE CONFIGURE_DEPENDS csrc/core/*.cu)
+list(FILTER S4D_CUDA_CORE EXCLUDE REGEX "_wgmma_cuda\\.cu$")
 add_library(s4d_core_cuda STATIC ${S4D_CUDA_CORE})
 target_include_directories(s4d_core_cuda PUBLIC csrc)
 target_link_libraries(s4d_core_cuda PUBLIC s4d_core_cpu CUDA::cudart_static)
 target_compile_options(s4d_core_cuda PRIVATE
   $<$<COMPILE_LANGUAGE:CUDA>:-Xfatbin=-compress-all>)
+
+# Warpgroup instructions of compute capability 9.0 are only in the target sm_90a, whatever else is
+# built for 9.0. Other devices, and builds without this, take kernels that run on any.
+if(CMAKE_CUDA_ARCHITECTURES MATCHES "(^|;)90|all|native"
+   AND CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.0)
+  add_library(s4d_core_wgmma OBJECT csrc/core/sparse_conv/convolution_wgmma_cuda.cu)
+  set_target_properties(s4d_core_wgmma PROPERTIES CUDA_ARCHITECTURES OFF)
+  target_include_directories(s4d_core_wgmma PRIVATE csrc)
+  target_compile_options(s4d_core_wgmma PRIVATE
+    "--generate-code=arch=compute_90a,code=[sm_90a]" -Xfatbin=-compress-all)
+  target_sources(s4d_core_cuda PRIVATE $<TARGET_OBJECTS:s4d_core_wgmma>)
+  set_source_files_properties(csrc/core/sparse_conv/convolution_cuda.cu PROPERTIES
+    COMPILE_DEFINITIONS S4D_WITH_WGMMA)
+endif()
 
 # The image kernel forms its weights in double precision exactly as the CPU does.
 set_source_files_properties(csrc/core/image_resize.cu PROPERTIES COMPILE_OPTIONS -fmad=false)

@@ -17,9 +17,9 @@ class Encoder {
  public:
   static constexpr int kLevels = 5;
 
-  // capacity: rows of each level. Grouped: tables with columns.
-  Encoder(bool int8, int batch, const std::vector<int64_t>& capacity, bool grouped, unsigned seed = 0)
-      : int8_(int8), grouped_(grouped), capacity_(capacity), errors_(dev::kErrorSlots), counts_(8) {
+  // capacity: rows of each level.
+  Encoder(bool int8, int batch, const std::vector<int64_t>& capacity, unsigned seed = 0)
+      : int8_(int8), capacity_(capacity), errors_(dev::kErrorSlots), counts_(8) {
     const dev::GridView grids[kLevels] = {{batch, 41, 1440, 1440}, {batch, 21, 720, 720},
                                           {batch, 11, 360, 360}, {batch, 5, 180, 180},
                                           {batch, 2, 180, 180}};
@@ -46,10 +46,8 @@ class Encoder {
       const int to = (i + 1) / 2, from = i / 2;
       const int volume = to == 4 ? 3 : 27;
       tables_.emplace_back(volume * capacity[to]);
-      columns_.emplace_back(grouped ? capacity[to] : 0);
       table_tasks_.push_back({indices_[to], counts_ + to, capacity[to], levels_[from].map, nullptr,
-                              link ? geometry[to] : subm, tables_.back(),
-                              grouped ? columns_.back().get() : nullptr});
+                              link ? geometry[to] : subm, tables_.back()});
     }
     int64_t widest = 0;
     for (int i = 0; i < kLevels; ++i) {
@@ -58,25 +56,57 @@ class Encoder {
     }
     for (auto& f : features_) f = Array<char>(widest);
     dense_ = Array<__half>(size_t{256} * 180 * 180 * batch);
+    OK(cudaStreamCreateWithFlags(&beside_, cudaStreamNonBlocking));
+    for (cudaEvent_t* event : {&start_, &sites_, &tables_done_}) {
+      OK(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
+    }
     plan(seed);
   }
-
-  // The whole encoder.
-  void enqueue(const int32_t* indices, const __half* features, const int32_t* count,
-               int64_t capacity, cudaStream_t s) {
-    OK(cudaMemsetAsync(errors_, 0, errors_.size() * 4, s));
-    OK(cudaMemsetAsync(maps_, 0, maps_.size(), s));
-    OK(dev::build_sites(indices, count, capacity, levels_, kLevels, true, errors_, s));
-    for (int which = 2; which < 6; ++which) stage(which, indices, features, count, capacity, s);
+  ~Encoder() {
+    cudaDeviceSynchronize();
+    cudaStreamDestroy(beside_);
+    for (const cudaEvent_t event : {start_, sites_, tables_done_}) cudaEventDestroy(event);
   }
 
-  // One stage alone, for measurements: 0 to 5 are clear, sites (which clear too), tables, place,
-  // network, dense.
+  // The whole encoder. What the first level does not need is built on a stream beside.
+  void enqueue(const int32_t* indices, const __half* features, const int32_t* count,
+               int64_t capacity, cudaStream_t s) {
+    const auto first = static_cast<size_t>(
+        dev::site_map_bytes(levels_[0].map.grid));
+    OK(cudaMemsetAsync(errors_, 0, errors_.size() * 4, s));
+    OK(cudaEventRecord(start_, s));
+    OK(cudaStreamWaitEvent(beside_, start_, 0));
+    OK(cudaMemsetAsync(maps_ + first, 0, maps_.size() - first, beside_));
+    OK(dev::extend_sites(indices, count, capacity, levels_, kLevels, true, errors_, beside_));
+    OK(cudaMemsetAsync(dense_, 0, dense_.size() * sizeof(__half), beside_));
+
+    OK(cudaMemsetAsync(maps_, 0, first, s));
+    OK(dev::build_sites(indices, count, capacity, levels_, 1, true, errors_, s));
+    OK(cudaEventRecord(sites_, s));
+    OK(cudaStreamWaitEvent(beside_, sites_, 0));
+    OK(dev::build_tables(table_tasks_.data() + 1, static_cast<int>(table_tasks_.size()) - 1,
+                         beside_));
+    OK(cudaEventRecord(tables_done_, beside_));
+
+    OK(dev::build_tables(table_tasks_.data(), 1, s));
+    place(indices, features, count, capacity, s);
+    for (size_t i = 0; i < layers_.size(); ++i) {
+      auto layer = layers_[i];
+      if (i == 5) {
+        OK(cudaStreamWaitEvent(s, tables_done_, 0));
+        layer.overlap = false;
+      }
+      OK(dev::convolve(layer, s));
+    }
+    scatter(s, true);
+  }
+
+  // One stage alone, for measurements: 0 to 5 are clear, sites, tables, place, network, dense.
   void stage(int which, const int32_t* indices, const __half* features, const int32_t* count,
              int64_t capacity, cudaStream_t s) {
     if (which == 0) OK(cudaMemsetAsync(maps_, 0, maps_.size(), s));
     if (which == 1) {
-      OK(dev::build_sites(indices, count, capacity, levels_, kLevels, false, errors_, s));
+      OK(dev::build_sites(indices, count, capacity, levels_, kLevels, true, errors_, s));
     }
     if (which == 2) {
       OK(dev::build_tables(table_tasks_.data(), static_cast<int>(table_tasks_.size()), s));
@@ -85,7 +115,7 @@ class Encoder {
     if (which == 4) {
       for (const auto& layer : layers_) OK(dev::convolve(layer, s));
     }
-    if (which == 5) scatter(s);
+    if (which == 5) scatter(s, false);
   }
 
   const std::vector<dev::ConvolutionTask>& layers() const { return layers_; }
@@ -98,7 +128,6 @@ class Encoder {
   double megabytes(bool print = false) const {
     double tables = 0, rows = 0, weights = 0, features = 0;
     for (const auto& t : tables_) tables += t.size() * 4;
-    for (const auto& t : columns_) tables += t.size() * 4;
     for (const auto& t : indices_) rows += t.size() * 4;
     for (const auto& w : weights_) weights += w.size();
     for (const auto& f : features_) features += f.size();
@@ -126,13 +155,14 @@ class Encoder {
     OK(dev::place_rows(task, s));
   }
 
-  void scatter(cudaStream_t s) {
+  void scatter(cudaStream_t s, bool cleared) {
     dev::DenseTask task;
     task.map = levels_[4].map;
     task.capacity = capacity_[4];
     task.features = layers_.back().output;
     task.stride = task.channels = 128;
     task.dense = dense_;
+    task.cleared = cleared;
     OK(dev::scatter_dense(task, s));
   }
 
@@ -148,7 +178,6 @@ class Encoder {
       t.out_channels = width(level);
       t.features = features_[from];
       t.table = tables_[table];
-      t.columns = grouped_ ? columns_[table].get() : nullptr;
       t.volume = level == 4 ? 3 : 27;
       t.out_count = counts_ + level;
       t.capacity = capacity_[level];
@@ -214,12 +243,14 @@ class Encoder {
     }
   }
 
-  bool int8_, grouped_;
+  bool int8_;
+  cudaStream_t beside_;
+  cudaEvent_t start_, sites_, tables_done_;
   std::vector<int64_t> capacity_;
   Array<int32_t> errors_, counts_;
   Array<char> maps_;
   dev::SiteLevel levels_[kLevels];
-  std::vector<Array<int32_t>> indices_, tables_, columns_;
+  std::vector<Array<int32_t>> indices_, tables_;
   std::vector<dev::TableTask> table_tasks_;
   Array<char> features_[3];
   Array<__half> dense_;

@@ -15,7 +15,7 @@ namespace s4d::sparse::cuda {
 // f16: a multiple of 16, i8: of 32, f32: of 4.
 int32_t padded_channels(DType type, int32_t channels);
 
-// Bytes of packed weights; 0 for a type other than f32, f16, i8.
+// Bytes of packed weights (their order depends on the device: pack where they are used); 0 for a type other than f32, f16, i8.
 int64_t packed_weight_bytes(DType type, int32_t volume, int32_t in_channels, int32_t out_channels);
 
 // `weight` is (out, volume, in) of `source`: f32 or f16 for type f32 and f16; i8 (codes from -127
@@ -33,7 +33,6 @@ struct ConvolutionTask {
   int32_t out_channels = 0;        // any
   const void* weight = nullptr;    // packed, same type and sizes
   const int32_t* table = nullptr;  // (volume, capacity)
-  const int32_t* columns = nullptr;  // as TableTask::columns
   int32_t volume = 0;                // at most 1024
   const int32_t* out_count = nullptr;
   int64_t capacity = 0;          // output rows
@@ -51,6 +50,9 @@ struct ConvolutionTask {
   // The weights, bias and scale were complete before the work just ahead on this stream began (an
   // engine's constants): they are then fetched while that work still runs.
   bool settled_weights = false;
+  // Start while the work just ahead on the stream ends (compute capability 9.0 on). False for the
+  // first convolution after the stream has waited for an event.
+  bool overlap = true;
 
   Features output;  // written, f32, f16 or i8; may be the residual's memory, never the input's
 };

@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads) float_kernel(ConvolutionTask task, i
   }
   for (int r = 0; r < 4; ++r) {
     if (first + row + r >= count) break;
-    const int64_t out = task.columns ? task.columns[first + row + r] : first + row + r;
+    const int64_t out = first + row + r;
     for (int i = 0; i < 4; ++i) {
       const int c = base + column + i;
       if (c >= out_stride) break;

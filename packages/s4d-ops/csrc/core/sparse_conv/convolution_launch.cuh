@@ -11,32 +11,6 @@ namespace s4d::sparse::cuda {
 
 namespace {
 
-struct Device {
-  int multiprocessors = 0;
-  int shared_bytes = 0;  // of a block, at most
-  bool overlaps = false;  // kernels may start before the one ahead has ended
-  cudaError_t error = cudaSuccess;
-};
-
-Device current_device() {
-  Device d;
-  int number = 0;
-  d.error = cudaGetDevice(&number);
-  if (d.error == cudaSuccess) {
-    d.error = cudaDeviceGetAttribute(&d.multiprocessors, cudaDevAttrMultiProcessorCount, number);
-  }
-  if (d.error == cudaSuccess) {
-    d.error = cudaDeviceGetAttribute(&d.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
-                                     number);
-  }
-  int major = 0;
-  if (d.error == cudaSuccess) {
-    d.error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, number);
-  }
-  d.overlaps = major >= 9;
-  return d;
-}
-
 int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 template <class Sum, int kPiece, int kParts, int kTiles, int kColumns, bool kResident>
@@ -54,17 +28,8 @@ cudaError_t launch(TileTask& t, int grid_columns, int warps, int blocks, int sha
   const int64_t tiles = (t.task.capacity + 16 * kTiles - 1) / (16 * kTiles);
   const int64_t most = int64_t{device.multiprocessors} * std::min(resident, blocks);
   const int64_t x = std::max<int64_t>(1, std::min(most, (tiles + slots - 1) / slots));
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(x), grid_columns);
-  config.blockDim = dim3(warps * 32);
-  config.dynamicSmemBytes = shared;
-  config.stream = stream;
-  cudaLaunchAttribute overlap;  // this kernel's start with the end of the one before
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &overlap;
-  config.numAttrs = device.overlaps ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, t);
+  return launch_overlapped(kernel, dim3(static_cast<unsigned>(x), grid_columns), dim3(warps * 32),
+                           shared, device.overlaps && t.task.overlap, stream, t);
 }
 
 template <class Sum, int kPiece, int kParts, int kTiles, int kColumns>
@@ -72,19 +37,7 @@ cudaError_t place(const ConvolutionTask& task, const PackedLayout& layout, const
                   cudaStream_t stream) {
   const Device device = current_device();
   if (device.error != cudaSuccess) return device.error;
-  TileTask t;
-  t.task = task;
-  t.row_bytes = layout.row_bytes;
-  t.groups = layout.groups;
-  t.columns = layout.columns;
-  t.all_columns = layout.all_columns;
-  t.out_stride = padded_channels(task.output.type, task.out_channels);
-  t.residual_stride =
-      task.residual.data ? padded_channels(task.residual.type, task.out_channels) : 0;
-  t.output = Grid8(task.output.range);
-  t.sum = Grid8(task.sum_range);
-  t.residual = Grid8(task.residual_range);
-  t.residual_unit = task.residual.range / 127.0f;
+  TileTask t = describe_task(task, layout);
   t.warp_bytes = std::max(task.volume * 16 * kTiles * 4 + round_up((task.volume + 31) / 32 * 4, 16),
                           16 * kTiles * row_floats(kColumns) * 4);
   const int slab_bytes = static_cast<int>(layout.slab_bytes);

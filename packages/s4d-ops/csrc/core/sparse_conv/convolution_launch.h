@@ -20,6 +20,15 @@ struct PackedLayout {
 };
 PackedLayout packed_layout(DType type, int32_t in_channels, int32_t out_channels);
 
+struct Device {
+  int multiprocessors = 0;
+  int shared_bytes = 0;   // of a block, at most
+  bool overlaps = false;  // kernels may start before the one ahead has ended
+  bool wgmma = false;     // has Hopper's warpgroup instructions
+  cudaError_t error = cudaSuccess;
+};
+Device current_device();
+
 struct TileChoice {
   int tiles;          // 16-row tiles of a warp, 1 or 2
   int warps;          // of a block, at most
@@ -27,7 +36,7 @@ struct TileChoice {
   int stage_bytes;    // of the ring, at most
   bool resident;      // all weights in shared memory, where they fit
 };
-TileChoice choose_tiles(const ConvolutionTask& task);
+TileChoice choose_tiles(const ConvolutionTask& task, const Device& device);
 cudaError_t convolve_tiles(const ConvolutionTask& task, const TileChoice& choice,
                            cudaStream_t stream);
 
@@ -35,6 +44,11 @@ cudaError_t convolve_tiles_half(const ConvolutionTask& task, const TileChoice& c
                                 cudaStream_t stream);
 cudaError_t convolve_tiles_int8(const ConvolutionTask& task, const TileChoice& choice,
                                 cudaStream_t stream);
+
+// Wide layers on a Hopper device, where the library was built for it: another kernel, and another
+// order inside a slab of packed weights.
+bool wgmma_serves(DType type, int32_t volume, int32_t in_channels, int32_t out_channels);
+cudaError_t convolve_wgmma(const ConvolutionTask& task, const Device& device, cudaStream_t stream);
 
 cudaError_t convolve_float(const ConvolutionTask& task, cudaStream_t stream);
 

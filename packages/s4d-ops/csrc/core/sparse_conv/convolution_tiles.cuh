@@ -8,93 +8,16 @@
 // chains of dependent instructions here, so what counts is to need few instructions a step.
 #pragma once
 
+#include "convolution_epilogue.cuh"
 #include "mma_device.cuh"
-#include "rows_device.cuh"
 
 namespace s4d::sparse::cuda {
-
-struct TileTask {
-  ConvolutionTask task;
-  int row_bytes;          // of a feature row
-  int groups;             // of kParts slabs of an offset: the outermost loop over depth
-  int columns;            // output channels of a block of the grid's second axis
-  int all_columns;        // output channels, padded to 16
-  int out_stride;         // elements of an output row
-  int residual_stride;
-  int stage_slabs;        // slabs of a stage; a slab is one piece of depth of all columns
-  int stages;             // all stages of the weights
-  int epilogue_offset;    // shared memory: scale and bias, then the warps' parts of the table
-  int table_offset;
-  int warp_bytes;         // of the table part
-  Grid8 output, sum, residual;  // rounding; a residual of codes is restored with residual_unit
-  float residual_unit;
-};
 
 constexpr int kRing = 4;  // stages in shared memory when the weights do not fit
 
 // Floats from row to row of a warp's sums in shared memory; 4 more than the columns spread rows
 // over the banks.
 __host__ __device__ constexpr int row_floats(int columns) { return columns + 4; }
-
-// Residual, rounding, activation and the store of 8 neighbouring columns.
-__device__ inline void finish(const TileTask& t, int64_t row, int column, float (&value)[8]) {
-  constexpr int kRun = 8;
-  const ConvolutionTask& task = t.task;
-  if (t.sum.unit > 0.0f) {
-#pragma unroll
-    for (int j = 0; j < kRun; ++j) value[j] = t.sum.rounded(value[j]);
-  }
-  const Features& other = task.residual;
-  if (other.data) {
-    const int64_t at = row * t.residual_stride + column;
-    float add[kRun];
-    if (other.type == DType::f16) {
-      load_run(static_cast<const __half*>(other.data) + at, add, 1.0f);
-    } else if (other.type == DType::i8) {
-      load_run(static_cast<const int8_t*>(other.data) + at, add, t.residual_unit);
-    } else {
-#pragma unroll
-      for (int j = 0; j < kRun; ++j) {
-        add[j] = column + j < t.residual_stride
-                     ? static_cast<const float*>(other.data)[at + j] : 0.0f;
-      }
-    }
-    if (t.residual.unit > 0.0f) {
-#pragma unroll
-      for (int j = 0; j < kRun; ++j) add[j] = t.residual.rounded(add[j]);
-    }
-#pragma unroll
-    for (int j = 0; j < kRun; ++j) value[j] += add[j];
-  }
-  if (task.activation == Activation::relu) {
-#pragma unroll
-    for (int j = 0; j < kRun; ++j) value[j] = value[j] < 0.0f ? 0.0f : value[j];
-  } else if (task.activation != Activation::none) {
-#pragma unroll
-    for (int j = 0; j < kRun; ++j) {
-      // Padding stays zero, also under a sigmoid.
-      value[j] = column + j < task.out_channels
-                     ? activated(value[j], task.activation, task.slope) : 0.0f;
-    }
-  }
-  const int64_t at = row * t.out_stride + column;
-  void* data = const_cast<void*>(task.output.data);
-  if (task.output.type == DType::f16) {
-    store_run(static_cast<__half*>(data) + at, value);
-  } else if (task.output.type == DType::i8) {
-    store_run(static_cast<int8_t*>(data) + at, value, t.output.to_code);
-    // Rows of codes are padded to 32, the columns of a convolution to 16.
-    if (column + 16 >= t.all_columns && t.all_columns < t.out_stride) {
-      const float nothing[kRun] = {};
-      store_run(static_cast<int8_t*>(data) + at + 16, nothing, 1.0f);
-    }
-  } else {
-#pragma unroll
-    for (int j = 0; j < kRun; ++j) {
-      if (column + j < t.out_stride) static_cast<float*>(data)[at + j] = value[j];
-    }
-  }
-}
 
 // kPiece: bytes of depth of a slab, 32 or 64; kParts: slabs of an offset that are worked on
 // together. kTiles: 16-row tiles of a warp. kColumns: output channels of a warp.
@@ -267,15 +190,7 @@ __global__ void __launch_bounds__(kTiles * kColumns >= 128 ? 256 : 512)
           const unsigned char* from =
               features + uint64_t{static_cast<unsigned>(in[i])} * static_cast<unsigned>(t.row_bytes) +
               part * kPiece;
-          if constexpr (kWords == 4) {
-            uint4 x = make_uint4(0, 0, 0, 0);
-            if (in[i] >= 0) x = __ldg(reinterpret_cast<const uint4*>(from));
-            to[i][0] = x.x, to[i][1] = x.y, to[i][2] = x.z, to[i][3] = x.w;
-          } else {
-            uint2 x = make_uint2(0, 0);
-            if (in[i] >= 0) x = __ldg(reinterpret_cast<const uint2*>(from));
-            to[i][0] = x.x, to[i][1] = x.y;
-          }
+          load_words(to[i], from, in[i] >= 0);
         }
       };
       const auto compute = [&](const unsigned char* slab, const uint32_t (&x)[kHeld][kWords]) {
@@ -353,7 +268,6 @@ __global__ void __launch_bounds__(kTiles * kColumns >= 128 ? 256 : 512)
       // Sums go through shared memory, so that each thread finishes 8 neighbouring columns and the
       // code for that is there once.
       __syncwarp();
-      constexpr int kRuns = kColumns / 8;
       float* rows = reinterpret_cast<float*>(source);
 #pragma unroll
       for (int m = 0; m < kHeld; ++m) {
@@ -367,25 +281,10 @@ __global__ void __launch_bounds__(kTiles * kColumns >= 128 ? 256 : 512)
         }
       }
       __syncwarp();
-#pragma unroll 1
-      for (int item = lane; item < kRows * kRuns; item += 32) {
-        const int at = tile * kRows + item / kRuns;
-        if (at >= count) break;
-        const int column = column_group * kColumns + item % kRuns * 8;
-        float value[8];
-#pragma unroll
-        for (int j = 0; j < 8; j += 4) {
-          const float4 x = *reinterpret_cast<const float4*>(
-              rows + item / kRuns * kRowFloats + item % kRuns * 8 + j);
-          const float4 s = *reinterpret_cast<const float4*>(scale + column + j);
-          const float4 b = *reinterpret_cast<const float4*>(bias + column + j);
-          value[j] = fmaf(x.x, s.x, b.x);
-          value[j + 1] = fmaf(x.y, s.y, b.y);
-          value[j + 2] = fmaf(x.z, s.z, b.z);
-          value[j + 3] = fmaf(x.w, s.w, b.w);
-        }
-        finish(t, task.columns ? task.columns[at] : at, column_base + column, value);
-      }
+      finish_tile<kColumns == 16 ? 2 : 4>(
+          t, tile * kRows, min(kRows, count - tile * kRows), column_base + column_group * kColumns,
+          kColumns == 16 ? 1 : kColumns == 32 ? 2 : 3, kRowFloats, rows,
+          scale + column_group * kColumns, bias + column_group * kColumns, lane, 32);
     }
     if constexpr (!kResident) {
       // Other warps wait for this one at every stage.

@@ -15,7 +15,7 @@ struct WeightGradientTask {
   const void* features = nullptr;  // (in_rows, padded_channels(type, in_channels))
   const void* grad = nullptr;      // (capacity, padded_channels(type, out_channels)), of the output
   int32_t in_channels = 0, out_channels = 0;
-  const int32_t* table = nullptr;  // (volume, capacity), without columns
+  const int32_t* table = nullptr;  // (volume, capacity)
   int32_t volume = 0;
   const int32_t* out_count = nullptr;
   int64_t capacity = 0;

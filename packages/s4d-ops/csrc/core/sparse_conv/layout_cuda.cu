@@ -1,5 +1,7 @@
 #include "layout_cuda.h"
 
+#include "convolution_launch.h"
+#include "overlap.cuh"
 #include "rows_device.cuh"
 #include "site_map_device.cuh"
 
@@ -8,7 +10,7 @@ namespace s4d::sparse::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kCells = 32;     // of a dense tile
+constexpr int kCells = 64;     // of a dense tile
 constexpr int kChannels = 64;
 
 unsigned blocks_for(int64_t items) {
@@ -57,6 +59,11 @@ __global__ void add_kernel(AddTask task, int a_stride, int b_stride, int out_str
   }
 }
 
+template <class T, int kNumber>
+struct alignas(sizeof(T) * kNumber) Vector {
+  T values[kNumber];
+};
+
 struct DenseShape {
   int32_t size[3];   // A, B, C
   int64_t stride[3];  // of A, B, C in keys of the map
@@ -82,21 +89,23 @@ bool permutation(const int32_t axes[3]) {
   return seen == 7;
 }
 
-// A block writes 32 cells along C of up to 64 channels, through shared memory: rows are read along
-// channels, the dense map is written along cells.
-template <class From, class To>
+// A block writes 64 cells along C of up to 64 channels, through shared memory: rows are read along
+// channels, the dense map is written along cells, kVector of them at once.
+template <class From, class To, int kVector>
 __global__ void __launch_bounds__(kThreads) scatter_kernel(DenseTask task, MapView map,
                                                            DenseShape shape, int chunks) {
   __shared__ int source[kCells];
-  __shared__ To tile[kChannels][kCells + 2];
+  __shared__ __align__(16) To tile[kChannels][kCells + 4];
   const int c0 = blockIdx.x * kCells;
   const int first_channel = static_cast<int>(blockIdx.z % chunks) * kChannels;
   const int batch = static_cast<int>(blockIdx.z / chunks);
   const int channels = min(kChannels, task.channels - first_channel);
+  const int64_t plane = int64_t{shape.size[0]} * shape.size[1] * shape.size[2];
+  allow_next_kernel();
+  wait_for_kernels();
   // blockIdx.y runs over (A, B) and may exceed what a grid's axis holds.
   for (int64_t ab = blockIdx.y; ab < int64_t{shape.size[0]} * shape.size[1]; ab += gridDim.y) {
     const int64_t a = ab / shape.size[1], b = ab % shape.size[1];
-    __syncthreads();
     int row = -1;
     if (threadIdx.x < kCells && c0 + threadIdx.x < shape.size[2]) {
       const int64_t key = batch * (cells_of(map.grid) / map.grid.batch) + a * shape.stride[0] +
@@ -107,33 +116,47 @@ __global__ void __launch_bounds__(kThreads) scatter_kernel(DenseTask task, MapVi
     }
     if (threadIdx.x < kCells) source[threadIdx.x] = row;
     const bool any = __syncthreads_or(row >= 0);
+    if (!any && task.cleared) continue;
     if (any) {
       constexpr int kRun = 8;
       for (int i = threadIdx.x; i < kCells * (kChannels / kRun); i += kThreads) {
-        const int cell = i / (kChannels / kRun), run = i % (kChannels / kRun) * kRun;
+        const int cell = i % kCells, run = i / kCells * kRun;
         const int from = source[cell];
-        const From* features = static_cast<const From*>(task.features.data) +
-                               int64_t{from} * task.stride + first_channel + run;
+        if (run >= channels) break;
+        float value[kRun] = {};
+        if (from >= 0) {
+          const From* features = static_cast<const From*>(task.features.data) +
+                                 int64_t{from} * task.stride + first_channel + run;
+          bool whole = false;
+          if constexpr (sizeof(From) <= 2) {
+            whole = task.stride % kRun == 0;
+            if (whole) load_run(features, value, task.features.range / 127.0f);
+          }
+          if (!whole) {
 #pragma unroll
-        for (int j = 0; j < kRun; ++j) {
-          if (run + j < channels) {
-            const float value = from >= 0 ? value_of(features[j], task.features.range) : 0.0f;
-            store_value(&tile[run + j][cell], value, 0.0f);
+            for (int k = 0; k < kRun; ++k) {
+              if (run + k < channels) value[k] = value_of(features[k], task.features.range);
+            }
           }
         }
+#pragma unroll
+        for (int k = 0; k < kRun; ++k) store_value(&tile[run + k][cell], value[k], 0.0f);
       }
       __syncthreads();
     }
-    const int64_t plane = int64_t{shape.size[0]} * shape.size[1] * shape.size[2];
     To* dense = static_cast<To*>(task.dense) +
                 (int64_t{batch} * task.channels + first_channel) * plane +
                 ab * shape.size[2] + c0;
-    const int cell = threadIdx.x % kCells;
+    constexpr int kLanes = kCells / kVector;
+    const int cell = threadIdx.x % kLanes * kVector;
     if (c0 + cell < shape.size[2]) {
-      for (int c = threadIdx.x / kCells; c < channels; c += kThreads / kCells) {
-        dense[c * plane + cell] = any ? tile[c][cell] : To(0.0f);
+      for (int c = threadIdx.x / kLanes; c < channels; c += kThreads / kLanes) {
+        Vector<To, kVector> cells{};
+        if (any) cells = *reinterpret_cast<const Vector<To, kVector>*>(&tile[c][cell]);
+        *reinterpret_cast<Vector<To, kVector>*>(dense + c * plane + cell) = cells;
       }
     }
+    __syncthreads();
   }
 }
 
@@ -188,6 +211,8 @@ cudaError_t scatter_dense(const DenseTask& task, cudaStream_t stream) {
   }
   const DenseShape shape = shape_of(task.map.grid, task.axes);
   const MapView map = view_of(task.map);
+  const Device device = current_device();
+  if (device.error != cudaSuccess) return device.error;
   const int chunks = (task.channels + kChannels - 1) / kChannels;
   const int64_t lines = int64_t{shape.size[0]} * shape.size[1];
   if (int64_t{chunks} * map.grid.batch > 65535) return cudaErrorInvalidValue;
@@ -197,8 +222,11 @@ cudaError_t scatter_dense(const DenseTask& task, cudaStream_t stream) {
   return with_types(task.features.type, task.dense_type, [&](auto from, auto to) {
     using To = decltype(to);
     if constexpr (sizeof(To) > 1) {
-      scatter_kernel<decltype(from), To><<<grid, kThreads, 0, stream>>>(task, map, shape, chunks);
-      return cudaGetLastError();
+      const bool wide = shape.size[2] % 4 == 0;
+      const auto kernel = wide ? scatter_kernel<decltype(from), To, 4>
+                               : scatter_kernel<decltype(from), To, 1>;
+      return launch_overlapped(kernel, grid, dim3(kThreads), 0, task.overlap && device.overlaps,
+                               stream, task, map, shape, chunks);
     } else {
       return cudaErrorInvalidValue;
     }

@@ -35,7 +35,8 @@ struct AddTask {
 cudaError_t add_rows(const AddTask& task, cudaStream_t stream);
 
 // dense is (batch, channels, A, B, C): the grid's axes in the order `axes` (zyx grids: {0, 1, 2},
-// xyz grids: {2, 0, 1}). Every element is written once; no memset.
+// xyz grids: {2, 0, 1}). Without `cleared` every element is written once and no memset is needed; with
+// it the map is zero already, and what has no site near is left alone.
 struct DenseTask {
   SiteMap map;                     // of the rows' sites
   const int32_t* order = nullptr;  // rows are not in the map's order: PlaceTask::order of the map
@@ -46,6 +47,8 @@ struct DenseTask {
   int32_t axes[3] = {0, 1, 2};
   void* dense = nullptr;
   DType dense_type = DType::f16;   // f32 or f16
+  bool cleared = false;
+  bool overlap = true;             // as ConvolutionTask::overlap
 };
 cudaError_t scatter_dense(const DenseTask& task, cudaStream_t stream);
 

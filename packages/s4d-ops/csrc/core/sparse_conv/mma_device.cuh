@@ -51,6 +51,22 @@ __device__ inline void multiply(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t 
 #endif
 }
 
+// Words from global memory, or zeros without reading. Straight into their registers: written as a
+// branch, the compiler loads into other registers and waits for them at once to move them.
+__device__ inline void load_words(uint32_t (&to)[4], const void* from, bool there) {
+  asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, %5, 0;\n mov.b32 %0, 0;\n mov.b32 %1, 0;\n"
+               " mov.b32 %2, 0;\n mov.b32 %3, 0;\n"
+               " @p ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];\n}"
+               : "=&r"(to[0]), "=&r"(to[1]), "=&r"(to[2]), "=&r"(to[3])
+               : "l"(from), "r"(static_cast<int>(there)));
+}
+__device__ inline void load_words(uint32_t (&to)[2], const void* from, bool there) {
+  asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, %3, 0;\n mov.b32 %0, 0;\n mov.b32 %1, 0;\n"
+               " @p ld.global.nc.v2.b32 {%0, %1}, [%2];\n}"
+               : "=&r"(to[0]), "=&r"(to[1])
+               : "l"(from), "r"(static_cast<int>(there)));
+}
+
 // 16 bytes from global to shared memory, in the background where the device can.
 __device__ inline void copy_16(void* to, const void* from) {
 #if __CUDA_ARCH__ >= 800
@@ -72,20 +88,6 @@ template <int kPending>
 __device__ inline void wait_copies() {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-#endif
-}
-
-// With programmatic launches: the next kernel may start its blocks; and: until the kernels before
-// this one are complete and what they wrote can be seen. Nothing otherwise.
-__device__ inline void allow_next_kernel() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
-__device__ inline void wait_for_kernels() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 

@@ -31,7 +31,8 @@ struct Source {
 
 // One thread per packed element.
 template <class T>
-__global__ void pack_kernel(Source source, PackedLayout layout, int64_t elements, T* packed) {
+__global__ void pack_kernel(Source source, PackedLayout layout, bool grouped,
+                            int64_t elements, T* packed) {
   const int64_t element = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (element >= elements) return;
   const int64_t byte = element * static_cast<int64_t>(sizeof(T));
@@ -45,11 +46,21 @@ __global__ void pack_kernel(Source source, PackedLayout layout, int64_t elements
   // A product takes 512 bytes, 16 a lane: with g = lane / 4 and quad = lane % 4 the columns g, g + 8,
   // g, g + 8 of a tile of 16, four bytes of depth each, the later two of the next four bytes. A
   // thread of the kernel reads depth piece / 4 bytes in a row.
-  const int steps = layout.piece / 32, lane = rest % 512 / 16, g = lane >> 2, quad = lane & 3;
-  const int tile = rest / (512 * steps), step = rest / 512 % steps, word = rest % 16 / 4;
-  const int depth = (part * layout.piece + quad * (layout.piece / 4) + step * 8 + word / 2 * 4 +
-                     rest % 4) / static_cast<int>(sizeof(T));
-  const int column = block * layout.columns + tile * 16 + g + word % 2 * 8;
+  int depth, column;
+  if (grouped) {
+    // Warpgroups: 64 columns together, then products; of a product 512 bytes for each warp, words as
+    // below but in the rows' own order of depth.
+    const int step = rest / 2048 % 2, lane = rest % 512 / 16, word = rest % 16 / 4;
+    depth = part * 64 + step * 32 + word / 2 * 16 + (lane & 3) * 4 + rest % 4;
+    column = rest / 4096 * 64 + rest / 512 % 4 * 16 + (lane >> 2) + word % 2 * 8;
+  } else {
+    const int steps = layout.piece / 32, lane = rest % 512 / 16, g = lane >> 2, quad = lane & 3;
+    const int tile = rest / (512 * steps), step = rest / 512 % steps, word = rest % 16 / 4;
+    depth = part * layout.piece + quad * (layout.piece / 4) + step * 8 + word / 2 * 4 + rest % 4;
+    column = tile * 16 + g + word % 2 * 8;
+  }
+  depth /= static_cast<int>(sizeof(T));
+  column += block * layout.columns;
   const float value = source.at(k, depth, column);
   if constexpr (sizeof(T) == 1) {
     packed[element] = static_cast<T>(static_cast<int>(value));
@@ -132,11 +143,12 @@ cudaError_t pack_weights(DType type, const void* weight, DType source, int32_t v
   }
   const PackedLayout l = packed_layout(type, depth, width);
   const int64_t bytes = l.slab_bytes * l.parts * l.groups * volume * l.blocks;
+  const bool grouped = wgmma_serves(type, volume, depth, width);
   if (codes) {
-    pack_kernel<<<blocks_for(bytes), kThreads, 0, stream>>>(from, l, bytes,
+    pack_kernel<<<blocks_for(bytes), kThreads, 0, stream>>>(from, l, grouped, bytes,
                                                             static_cast<int8_t*>(packed));
   } else {
-    pack_kernel<<<blocks_for(bytes / 2), kThreads, 0, stream>>>(from, l, bytes / 2,
+    pack_kernel<<<blocks_for(bytes / 2), kThreads, 0, stream>>>(from, l, grouped, bytes / 2,
                                                                 static_cast<__half*>(packed));
   }
   return cudaGetLastError();

@@ -9,8 +9,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kTasks = 12;  // tables of one launch; the list must fit kernel parameters
 constexpr int kMaxVolume = 1024;
-constexpr int kWindow = 1024;        // rows among which columns are grouped
-constexpr int kGroupedVolume = 27;   // of tables whose columns are grouped, at most
 
 struct Job {
   const int4* rows;
@@ -20,7 +18,6 @@ struct Job {
   int32_t row_blocks;    // blocks that share one (offset 0, offset 1) pair
   const int32_t* in_order;
   int32_t* table;
-  int32_t* columns;
   GeometryView geometry;
   MapView in;
 };
@@ -28,7 +25,6 @@ struct Job {
 struct Jobs {
   Job job[kTasks];
   int number;
-  bool plain_columns;  // columns[i] = i; else another kernel groups them
 };
 
 // A thread finds the neighbours of one row at all offsets of the last axis, which mostly lie in
@@ -46,7 +42,6 @@ __global__ void __launch_bounds__(kThreads) table_kernel(const __grid_constant__
   const int length = geo.kernel[2];
   int32_t* table = job.table + int64_t{pair} * length * job.capacity + row;
 
-  if (job.columns && jobs.plain_columns && pair == 0) job.columns[row] = row;
   bool active = row < *job.count;
   int64_t line = 0;
   int c = 0;
@@ -73,74 +68,6 @@ __global__ void __launch_bounds__(kThreads) table_kernel(const __grid_constant__
     }
     table[int64_t{k} * job.capacity] = found;
   }
-}
-
-// Sorts the columns of windows of 1024 rows by which offsets they have, in place. A convolution
-// works on 16 or 32 columns at a time and skips offsets that none of them has.
-__global__ void __launch_bounds__(kWindow) group_kernel(const __grid_constant__ Jobs jobs) {
-  __shared__ unsigned long long keys[kWindow];
-  int which = 0;
-  while (which + 1 < jobs.number && blockIdx.x >= jobs.job[which + 1].first_block) ++which;
-  const Job& job = jobs.job[which];
-  const int thread = threadIdx.x;
-  const int64_t first = int64_t{blockIdx.x - job.first_block} * kWindow;
-  const int64_t column = first + thread;
-  const int count = *job.count;
-  if (first >= count) {
-    if (column < job.capacity) job.columns[column] = static_cast<int32_t>(column);
-    return;
-  }
-  const GeometryView& geo = job.geometry;
-  const int volume = geo.kernel[0] * geo.kernel[1] * geo.kernel[2];
-  int32_t* table = job.table + first;
-  uint32_t mask = 0;
-  if (column < count) {
-#pragma unroll 9
-    for (int k = 0; k < volume; ++k) {
-      mask |= (table[int64_t{k} * job.capacity + thread] >= 0 ? 1u : 0u) << k;
-    }
-    if (geo.stride[0] == 1 && geo.kernel[0] == 3) {
-      // The middle plane differs most between neighbours: it goes last.
-      const int plane = volume / 3;
-      const uint32_t low = mask & ((1u << plane) - 1u);
-      const uint32_t middle = mask >> plane & ((1u << plane) - 1u);
-      mask = mask >> (2 * plane) << (2 * plane) | low << plane | middle;
-    }
-  }
-  unsigned long long key = static_cast<unsigned long long>(mask) << 10 | thread;
-  if (column >= count) key = ~0ull << 10 | thread;  // these stay behind all others, in order
-  // Bitonic: exchanges inside a warp go by registers.
-  for (int size = 2; size <= kWindow; size *= 2) {
-    const bool up = (thread & size) == 0;
-    for (int step = size / 2; step > 0; step /= 2) {
-      unsigned long long other;
-      if (step >= 32) {
-        __syncthreads();
-        keys[thread] = key;
-        __syncthreads();
-        other = keys[thread ^ step];
-      } else {
-        other = __shfl_xor_sync(~0u, key, step);
-      }
-      const bool lower = (thread & step) == 0;
-      key = (key < other) == (lower == up) ? key : other;
-    }
-  }
-  const int from = static_cast<int>(key & (kWindow - 1));
-  int32_t entries[kGroupedVolume];
-  if (first + from < job.capacity) {
-#pragma unroll
-    for (int k = 0; k < kGroupedVolume; ++k) {
-      if (k < volume) entries[k] = table[int64_t{k} * job.capacity + from];
-    }
-  }
-  __syncthreads();
-  if (column >= job.capacity) return;
-#pragma unroll
-  for (int k = 0; k < kGroupedVolume; ++k) {
-    if (k < volume) table[int64_t{k} * job.capacity + thread] = entries[k];
-  }
-  job.columns[column] = static_cast<int32_t>(first + from);
 }
 
 __global__ void fill_kernel(int32_t* to, int64_t number) {
@@ -191,59 +118,31 @@ bool good(const TableTask& task) {
 
 }  // namespace
 
-namespace {
-
-Job job_of(const TableTask& task, uint32_t first_block) {
-  return {reinterpret_cast<const int4*>(task.out_indices), task.out_count,
-          static_cast<int32_t>(task.capacity), first_block,
-          static_cast<int32_t>(blocks_for(task.capacity)), task.in_order, task.table, task.columns,
-          task.geometry, view_of(task.in)};
-}
-
-// Launches `kernel` over the chosen tasks, kTasks at a time; a task takes blocks(task) of them.
-template <class Kernel, class Chosen, class Blocks>
-void launch(const TableTask* tasks, int number_of_tasks, Kernel kernel, int threads,
-            bool plain_columns, Chosen chosen, Blocks blocks, cudaStream_t stream) {
-  Jobs jobs;
-  jobs.plain_columns = plain_columns;
-  jobs.number = 0;
-  int64_t total = 0;
-  const auto flush = [&] {
-    if (total > 0) kernel<<<static_cast<unsigned>(total), threads, 0, stream>>>(jobs);
-    jobs.number = 0;
-    total = 0;
-  };
-  for (int i = 0; i < number_of_tasks; ++i) {
-    if (tasks[i].capacity == 0 || !chosen(tasks[i])) continue;
-    const int64_t more = blocks(tasks[i]);
-    if (jobs.number == kTasks || total + more > INT32_MAX) flush();
-    jobs.job[jobs.number++] = job_of(tasks[i], static_cast<uint32_t>(total));
-    total += more;
-  }
-  flush();
-}
-
-}  // namespace
-
 cudaError_t build_tables(const TableTask* tasks, int number_of_tasks, cudaStream_t stream) {
   for (int i = 0; i < number_of_tasks; ++i) {
     if (!good(tasks[i])) return cudaErrorInvalidValue;
   }
-  const auto volume = [](const TableTask& t) {
-    return t.geometry.kernel[0] * t.geometry.kernel[1] * t.geometry.kernel[2];
+  Jobs jobs;
+  jobs.number = 0;
+  int64_t blocks = 0;
+  const auto flush = [&] {
+    if (blocks > 0) table_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(jobs);
+    jobs.number = 0;
+    blocks = 0;
   };
-  const auto grouped = [&](const TableTask& t) {
-    return t.columns && volume(t) <= kGroupedVolume && volume(t) > 1;
-  };
-  const auto entries = [](const TableTask& t) {
-    return int64_t{blocks_for(t.capacity)} * t.geometry.kernel[0] * t.geometry.kernel[1];
-  };
-  const auto windows = [](const TableTask& t) { return (t.capacity + kWindow - 1) / kWindow; };
-  launch(tasks, number_of_tasks, table_kernel, kThreads, false,
-         [&](const TableTask& t) { return !t.columns || grouped(t); }, entries, stream);
-  launch(tasks, number_of_tasks, table_kernel, kThreads, true,
-         [&](const TableTask& t) { return t.columns && !grouped(t); }, entries, stream);
-  launch(tasks, number_of_tasks, group_kernel, kWindow, false, grouped, windows, stream);
+  for (int i = 0; i < number_of_tasks; ++i) {
+    const TableTask& t = tasks[i];
+    if (t.capacity == 0) continue;
+    const unsigned row_blocks = blocks_for(t.capacity);
+    const int64_t more = int64_t{row_blocks} * t.geometry.kernel[0] * t.geometry.kernel[1];
+    if (jobs.number == kTasks || blocks + more > INT32_MAX) flush();
+    jobs.job[jobs.number++] = {reinterpret_cast<const int4*>(t.out_indices), t.out_count,
+                               static_cast<int32_t>(t.capacity), static_cast<uint32_t>(blocks),
+                               static_cast<int32_t>(row_blocks), t.in_order, t.table, t.geometry,
+                               view_of(t.in)};
+    blocks += more;
+  }
+  flush();
   return cudaGetLastError();
 }
 

@@ -14,17 +14,13 @@ struct TableTask {
   const int32_t* in_order = nullptr;   // input rows are not in the map's order: PlaceTask::order
   GeometryView geometry;
   int32_t* table = nullptr;            // (volume, capacity), written; -1 beyond the count
-  // May be null. (capacity): table column j then serves output row columns[j]; nearby rows with
-  // the same neighbours stand together. Hand it to convolutions too. They skip more then, but for
-  // CenterPoint on an H200 that saved less (4 us) than it cost here (36 us): null is the faster.
-  int32_t* columns = nullptr;
 };
 
 // All tables in as few launches as possible: any number of tasks, any kernel volume up to 1024.
 cudaError_t build_tables(const TableTask* tasks, int number_of_tasks, cudaStream_t stream);
 
 // The same pairs seen from the input, for inverse convolution and gradients: (volume, in_capacity),
-// entry = output row or -1, every entry written. `table` has no columns.
+// entry = output row or -1, every entry written.
 // errors: kEntriesOutside, kEntriesTwice.
 cudaError_t transpose_table(const int32_t* table, int32_t volume, const int32_t* out_count,
                             int64_t out_capacity, int64_t in_capacity, int32_t* transposed,

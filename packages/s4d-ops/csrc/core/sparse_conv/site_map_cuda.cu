@@ -1,7 +1,6 @@
-#include "site_map_device.cuh"
+#include <algorithm>
 
-#include "convolution_cuda.h"
-#include "rows_device.cuh"
+#include "site_map_device.cuh"
 
 namespace s4d::sparse::cuda {
 
@@ -9,8 +8,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int64_t kSpans = 4096;        // aimed at: enough blocks to list with
-constexpr int kMaxChain = 8;            // levels that one launch works on
-constexpr int64_t kSpansToSum = 16384;  // beyond this the spans are summed by a kernel of their own
 
 int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
@@ -74,19 +71,22 @@ struct Chain {
   GeometryView geometry[kMaxChain];  // from the level before
 };
 
-// Marks the cells of level blockIdx.y that depend on a row of level 0. With kernels no smaller than
-// their strides and no dilation those are a box, whatever the number of levels between.
+// Marks the cells of level first_level + blockIdx.y that depend on a row of level `from`. With kernels
+// no smaller than their strides and no dilation those are a box, whatever the number of levels
+// between.
 __global__ void mark_chain_kernel(const int4* rows, const int32_t* count, int32_t capacity,
-                                  const __grid_constant__ Chain chain, int32_t* errors) {
+                                  const __grid_constant__ Chain chain, int from, int first_level,
+                                  int32_t* errors) {
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i >= min(*count, capacity)) return;
   const int4 r = rows[i];
-  if (!inside(chain.map[0].grid, r)) {
-    if (errors && blockIdx.y == 0) atomicAdd(errors + kRowsOutside, 1);
+  const int target = first_level + static_cast<int>(blockIdx.y);
+  if (from == 0 && !inside(chain.map[0].grid, r)) {
+    if (errors && target == 0) atomicAdd(errors + kRowsOutside, 1);
     return;
   }
   int low[3] = {r.y, r.z, r.w}, high[3] = {r.y, r.z, r.w};
-  for (int level = 1; level <= static_cast<int>(blockIdx.y); ++level) {
+  for (int level = from + 1; level <= target; ++level) {
     const GeometryView& g = chain.geometry[level];
     const GridView& grid = chain.map[level].grid;
     const int size[3] = {grid.a, grid.b, grid.c};
@@ -98,12 +98,12 @@ __global__ void mark_chain_kernel(const int4* rows, const int32_t* count, int32_
       high[axis] = min((high[axis] + g.padding[axis]) / g.stride[axis], size[axis] - 1);
     }
   }
-  const MapView& map = chain.map[blockIdx.y];
+  const MapView& map = chain.map[target];
   for (int a = low[0]; a <= high[0]; ++a) {
     for (int b = low[1]; b <= high[1]; ++b) {
       for (int c = low[2]; c <= high[2]; ++c) {
         const int64_t key = key_at(map.grid, r.x, a, b, c);
-        if (blockIdx.y > 0) {
+        if (target > 0) {
           // Most cells of later levels are marked by many rows: look first.
           const Cell cell = cell_at(key);
           const uint32_t* word = reinterpret_cast<const uint32_t*>(map.units + cell.unit) + 1;
@@ -116,158 +116,6 @@ __global__ void mark_chain_kernel(const int4* rows, const int32_t* count, int32_
   }
 }
 
-// before[i] = sites before span i, for maps with very many spans; one block.
-__global__ void __launch_bounds__(1024) sum_spans_kernel(MapView map, int32_t* before) {
-  __shared__ int warps[33];
-  int carry = 0;
-  for (uint32_t first = 0; first < map.number_of_spans; first += blockDim.x) {
-    const uint32_t i = first + threadIdx.x;
-    const int value = i < map.number_of_spans ? map.spans[i] : 0;
-    int total;
-    const int sum = block_sum(value, warps, &total) + carry;
-    if (i < map.number_of_spans) before[i] = sum;
-    carry += total;
-  }
-}
-
-struct Lists {
-  MapView map[kMaxChain];
-  const int32_t* before[kMaxChain];  // null: the block sums the spans before its own
-  int4* rows[kMaxChain];             // may be null
-  int32_t capacity[kMaxChain];
-  uint32_t first_block[kMaxChain];
-  int number;
-};
-
-// Position of the set bit of `word` that has `rank` set bits below it.
-__device__ int select_bit(uint32_t word, int rank) {
-  int at = 0;
-#pragma unroll
-  for (int width = 16; width > 0; width /= 2) {
-    const int below = __popc(word >> at & ((1u << width) - 1u));
-    if (rank >= below) {
-      rank -= below;
-      at += width;
-    }
-  }
-  return at;
-}
-
-// One block per span: ranks its units and lists its sites.
-__global__ void __launch_bounds__(kThreads) list_kernel(const __grid_constant__ Lists lists,
-                                                        int32_t* errors) {
-  __shared__ int warps[33];
-  __shared__ int offset[kThreads];
-  __shared__ uint32_t words[3][kThreads];
-  int which = 0;
-  while (which + 1 < lists.number && blockIdx.x >= lists.first_block[which + 1]) ++which;
-  const MapView& map = lists.map[which];
-  const uint32_t span = blockIdx.x - lists.first_block[which];
-  const int32_t capacity = lists.capacity[which];
-  const int sites = map.spans[span];
-  const bool last = span + 1 == map.number_of_spans;
-  if (sites == 0 && !last) return;
-
-  int row = 0;
-  if (lists.before[which]) {
-    row = lists.before[which][span];
-  } else {
-    int part = 0;
-    for (uint32_t i = threadIdx.x; i < span; i += kThreads) part += map.spans[i];
-    block_sum(part, warps, &row);
-  }
-  if (last && threadIdx.x == 0) {
-    const int count = row + sites;
-    *map.count = count;
-    if (errors && count > capacity) atomicAdd(errors + kRowsLost, count - capacity);
-  }
-
-  const uint32_t units = 1u << map.span_shift;
-  for (uint32_t at = 0; at < units; at += kThreads) {
-    const uint32_t first = (span << map.span_shift) + at, unit = first + threadIdx.x;
-    uint4 bits = make_uint4(0, 0, 0, 0);
-    if (at + threadIdx.x < units && unit < map.number_of_units) bits = map.units[unit];
-    const int mine = __popc(bits.y) + __popc(bits.z) + __popc(bits.w);
-    int total;
-    const int before = block_sum(mine, warps, &total);
-    if (mine > 0) map.units[unit].x = static_cast<uint32_t>(row + before);
-    if (lists.rows[which] && total > 0) {
-      // Sites are dealt to threads evenly: many units are empty, some are full.
-      offset[threadIdx.x] = before;
-      words[0][threadIdx.x] = bits.y;
-      words[1][threadIdx.x] = bits.z;
-      words[2][threadIdx.x] = bits.w;
-      __syncthreads();
-      for (int site = threadIdx.x; site < total && row + site < capacity; site += kThreads) {
-        int u = 0;  // the last unit whose sites begin at or before this one
-#pragma unroll
-        for (int step = kThreads / 2; step > 0; step /= 2) {
-          if (offset[u + step] <= site) u += step;
-        }
-        int rank = site - offset[u], word = 0;
-        for (; word < 2; ++word) {
-          const int here = __popc(words[word][u]);
-          if (rank < here) break;
-          rank -= here;
-        }
-        const int64_t key = int64_t{first + u} * kCellsPerUnit + word * 32 +
-                            select_bit(words[word][u], rank);
-        lists.rows[which][row + site] = row_of(map.grid, key);
-      }
-    }
-    row += total;
-  }
-}
-
-template <class From, class To>
-__global__ void place_kernel(PlaceTask task, MapView map, int padded) {
-  // A thread moves `kPiece` channels of one row.
-  constexpr int kPiece = 16 / sizeof(To) < 8 ? 16 / sizeof(To) : 8;
-  const int pieces = padded / kPiece;
-  const int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  const int64_t i = at / pieces;
-  if (i >= min(int64_t{*task.count}, task.capacity)) return;
-  const int piece = static_cast<int>(at % pieces);
-  const int4 r = reinterpret_cast<const int4*>(task.indices)[i];
-  if (!inside(map.grid, r)) return;
-  const int rank = rank_of(map, key_at(map.grid, r.x, r.y, r.z, r.w));
-  if (rank < 0 || rank >= task.capacity) return;
-  if (task.order && piece == 0) task.order[rank] = static_cast<int32_t>(i);
-  if (!task.out) return;
-  const From* from = static_cast<const From*>(task.features) + i * task.channels;
-  To* to = static_cast<To*>(task.out) + int64_t{rank} * padded;
-#pragma unroll
-  for (int j = 0; j < kPiece; ++j) {
-    const int c = piece * kPiece + j;
-    store_value(to + c, c < task.channels ? value_of(from[c]) : 0.0f, task.out_range);
-  }
-}
-
-// Ranks and lists marked maps.
-cudaError_t list(const SiteLevel* levels, int number, int32_t* errors, cudaStream_t stream) {
-  Lists lists;
-  lists.number = number;
-  uint32_t blocks = 0;
-  for (int i = 0; i < number; ++i) {
-    const MapView map = view_of(levels[i].map);
-    lists.map[i] = map;
-    lists.before[i] = nullptr;
-    lists.rows[i] = reinterpret_cast<int4*>(levels[i].indices);
-    lists.capacity[i] = static_cast<int32_t>(levels[i].indices ? levels[i].capacity : INT32_MAX);
-    lists.first_block[i] = blocks;
-    blocks += map.number_of_spans;
-    if (map.number_of_spans > kSpansToSum) {
-      const int64_t bytes = site_map_bytes(levels[i].map.grid);
-      int32_t* before = reinterpret_cast<int32_t*>(static_cast<char*>(levels[i].map.memory) +
-                                                   bytes) - round_up(map.number_of_spans, 4);
-      sum_spans_kernel<<<1, 1024, 0, stream>>>(map, before);
-      lists.before[i] = before;
-    }
-  }
-  list_kernel<<<blocks, kThreads, 0, stream>>>(lists, errors);
-  return cudaGetLastError();
-}
-
 // Whether the cells that depend on one cell are a box at every level.
 bool boxes(const SiteLevel* levels, int number) {
   for (int i = 1; i < number; ++i) {
@@ -277,6 +125,41 @@ bool boxes(const SiteLevel* levels, int number) {
     }
   }
   return true;
+}
+
+// Levels first_level on of a chain of boxes, whose maps are clear.
+cudaError_t build_boxes(const int32_t* indices, const int32_t* count, int64_t capacity,
+                        const SiteLevel* levels, int first_level, int number_of_levels,
+                        int32_t* errors, cudaStream_t stream) {
+  Chain chain;
+  for (int i = 0; i < number_of_levels; ++i) {
+    chain.map[i] = view_of(levels[i].map);
+    chain.geometry[i] = levels[i].geometry;
+  }
+  // A row of level 0 has few cells at the next levels and many later on, where fewer rows do.
+  constexpr int kLevelsAtOnce = 2;
+  int from = 0;
+  for (int level = first_level; level < number_of_levels;) {
+    const int end = std::min(number_of_levels, from + kLevelsAtOnce + 1);
+    if (capacity > 0) {
+      const dim3 grid(blocks_for(capacity), end - level);
+      mark_chain_kernel<<<grid, kThreads, 0, stream>>>(reinterpret_cast<const int4*>(indices),
+                                                       count, static_cast<int32_t>(capacity),
+                                                       chain, from, level, errors);
+    }
+    const cudaError_t error = list_sites(levels + level, end - level, errors, stream);
+    if (error != cudaSuccess) return error;
+    from = end - 1;
+    level = end;
+    indices = levels[from].indices;
+    count = levels[from].map.count;
+    capacity = levels[from].capacity;
+  }
+  return cudaSuccess;
+}
+
+cudaError_t clear(const SiteLevel& level, cudaStream_t stream) {
+  return cudaMemsetAsync(level.map.memory, 0, site_map_bytes(level.map.grid), stream);
 }
 
 bool good(const SiteLevel& level) {
@@ -335,23 +218,12 @@ cudaError_t build_sites(const int32_t* indices, const int32_t* count, int64_t ca
       return cudaErrorInvalidValue;
     }
     if (!cleared) {
-      const cudaError_t error = cudaMemsetAsync(levels[i].map.memory, 0,
-                                                site_map_bytes(levels[i].map.grid), stream);
+      const cudaError_t error = clear(levels[i], stream);
       if (error != cudaSuccess) return error;
     }
   }
   if (number_of_levels <= kMaxChain && boxes(levels, number_of_levels)) {
-    Chain chain;
-    for (int i = 0; i < number_of_levels; ++i) {
-      chain.map[i] = view_of(levels[i].map);
-      chain.geometry[i] = levels[i].geometry;
-    }
-    if (capacity > 0) {
-      mark_chain_kernel<<<dim3(blocks_for(capacity), number_of_levels), kThreads, 0, stream>>>(
-          reinterpret_cast<const int4*>(indices), count, static_cast<int32_t>(capacity), chain,
-          errors);
-    }
-    return list(levels, number_of_levels, errors, stream);
+    return build_boxes(indices, count, capacity, levels, 0, number_of_levels, errors, stream);
   }
   cudaError_t error = build_sites(indices, count, capacity, levels, 1, true, errors, stream);
   for (int i = 1; i < number_of_levels && error == cudaSuccess; ++i) {
@@ -362,6 +234,27 @@ cudaError_t build_sites(const int32_t* indices, const int32_t* count, int64_t ca
   return error;
 }
 
+cudaError_t extend_sites(const int32_t* indices, const int32_t* count, int64_t capacity,
+                         const SiteLevel* levels, int number_of_levels, bool cleared,
+                         int32_t* errors, cudaStream_t stream) {
+  if (number_of_levels < 2 || number_of_levels > kMaxChain || capacity < 0 ||
+      capacity > INT32_MAX / 4 || site_map_bytes(levels[0].map.grid) == 0) {
+    return cudaErrorInvalidValue;
+  }
+  for (int i = 1; i < number_of_levels; ++i) {
+    if (!good(levels[i]) || !good(levels[i].geometry) ||
+        (i + 1 < number_of_levels && !levels[i].indices)) {
+      return cudaErrorInvalidValue;
+    }
+  }
+  if (!boxes(levels, number_of_levels)) return cudaErrorInvalidValue;
+  for (int i = 1; i < number_of_levels && !cleared; ++i) {
+    const cudaError_t error = clear(levels[i], stream);
+    if (error != cudaSuccess) return error;
+  }
+  return build_boxes(indices, count, capacity, levels, 1, number_of_levels, errors, stream);
+}
+
 cudaError_t strided_sites(const int32_t* indices, const int32_t* count, int64_t capacity,
                           const SiteLevel& level, bool cleared, int32_t* errors,
                           cudaStream_t stream) {
@@ -369,8 +262,7 @@ cudaError_t strided_sites(const int32_t* indices, const int32_t* count, int64_t 
     return cudaErrorInvalidValue;
   }
   if (!cleared) {
-    const cudaError_t error =
-        cudaMemsetAsync(level.map.memory, 0, site_map_bytes(level.map.grid), stream);
+    const cudaError_t error = clear(level, stream);
     if (error != cudaSuccess) return error;
   }
   const Window window = window_of(level.geometry);
@@ -379,32 +271,7 @@ cudaError_t strided_sites(const int32_t* indices, const int32_t* count, int64_t 
         reinterpret_cast<const int4*>(indices), count, static_cast<int32_t>(capacity), window,
         view_of(level.map));
   }
-  return list(&level, 1, errors, stream);
-}
-
-cudaError_t rank_sites(const SiteMap& map, cudaStream_t stream) {
-  SiteLevel level;
-  level.map = map;
-  return list(&level, 1, nullptr, stream);
-}
-
-cudaError_t place_rows(const PlaceTask& task, cudaStream_t stream) {
-  if (task.capacity < 0 || (task.out && (!task.features || task.channels < 1))) {
-    return cudaErrorInvalidValue;
-  }
-  if (task.capacity == 0) return cudaSuccess;
-  const int padded = task.out ? padded_channels(task.out_type, task.channels) : 8;
-  if (padded == 0) return cudaErrorInvalidValue;
-  const MapView map = view_of(task.map);
-  return with_types(task.out ? task.type : DType::f16, task.out ? task.out_type : DType::f16,
-                    [&](auto from, auto to) {
-    using From = decltype(from);
-    using To = decltype(to);
-    constexpr int piece = 16 / sizeof(To) < 8 ? 16 / sizeof(To) : 8;
-    place_kernel<From, To><<<blocks_for(task.capacity * (padded / piece)), kThreads, 0, stream>>>(
-        task, map, padded);
-    return cudaGetLastError();
-  });
+  return list_sites(&level, 1, errors, stream);
 }
 
 }  // namespace s4d::sparse::cuda

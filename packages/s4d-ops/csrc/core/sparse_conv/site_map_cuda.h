@@ -57,6 +57,13 @@ cudaError_t build_sites(const int32_t* indices, const int32_t* count, int64_t ca
                         const SiteLevel* levels, int number_of_levels, bool cleared,
                         int32_t* errors, cudaStream_t stream);
 
+// Levels 1 on of such a chain, from the same index rows, without those of level 0 (of whose map only
+// the grid is read): it can run on another stream while level 0 is built. Served where no kernel
+// has dilation or is smaller than its stride, and for at most 8 levels.
+cudaError_t extend_sites(const int32_t* indices, const int32_t* count, int64_t capacity,
+                         const SiteLevel* levels, int number_of_levels, bool cleared,
+                         int32_t* errors, cudaStream_t stream);
+
 // One strided level alone, from index rows (any order, checked before).
 cudaError_t strided_sites(const int32_t* indices, const int32_t* count, int64_t capacity,
                           const SiteLevel& level, bool cleared, int32_t* errors,

@@ -9,6 +9,8 @@ namespace s4d::sparse::cuda {
 
 constexpr int kCellsPerUnit = 96;
 constexpr int64_t kMaxCells = int64_t{1} << 37;  // word numbers fit 32 bits
+constexpr int kMaxChain = 8;            // levels that one launch works on
+constexpr int64_t kSpansToSum = 16384;  // beyond this the spans are summed by a kernel of their own
 
 // Memory of a map: units (uint4: sites before, three words of bits), then the sites of each span
 // of units. Spans are what one block of the listing kernel works on.
@@ -28,7 +30,11 @@ __host__ __device__ inline int64_t cells_of(const GridView& g) {
 
 MapView view_of(const SiteMap& map);
 
-// Ranks of a map whose cells are marked, and its count.
+// Ranks, counts and (where `indices` is not null) index rows of levels whose maps are marked; at
+// most kMaxChain of them. errors: kRowsLost.
+cudaError_t list_sites(const SiteLevel* levels, int number, int32_t* errors, cudaStream_t stream);
+
+// Of one map alone, without rows.
 cudaError_t rank_sites(const SiteMap& map, cudaStream_t stream);
 
 struct Cell {

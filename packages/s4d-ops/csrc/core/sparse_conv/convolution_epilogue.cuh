@@ -1,0 +1,159 @@
+// What the tensor-core kernels share: the task as a kernel takes it, and all that follows a row's sums.
+#pragma once
+
+#include "convolution_launch.h"
+#include "overlap.cuh"
+#include "rows_device.cuh"
+
+namespace s4d::sparse::cuda {
+
+struct TileTask {
+  ConvolutionTask task;
+  int row_bytes;          // of a feature row
+  int groups;             // of kParts slabs of an offset: the outermost loop over depth
+  int columns;            // output channels of a block of the grid's second axis
+  int all_columns;        // output channels, padded to 16
+  int out_stride;         // elements of an output row
+  int residual_stride;
+  int stage_slabs;        // slabs of a stage; a slab is one piece of depth of all columns
+  int stages;             // all stages of the weights
+  int epilogue_offset;    // shared memory: scale and bias, then the warps' parts of the table
+  int table_offset;
+  int warp_bytes;         // of the table part
+  Grid8 output, sum, residual;  // rounding; a residual of codes is restored with residual_unit
+  float residual_unit;
+};
+
+inline TileTask describe_task(const ConvolutionTask& task, const PackedLayout& layout) {
+  TileTask t = {};
+  t.task = task;
+  t.row_bytes = layout.row_bytes;
+  t.groups = layout.groups;
+  t.columns = layout.columns;
+  t.all_columns = layout.all_columns;
+  t.out_stride = padded_channels(task.output.type, task.out_channels);
+  t.residual_stride =
+      task.residual.data ? padded_channels(task.residual.type, task.out_channels) : 0;
+  t.output = Grid8(task.output.range);
+  t.sum = Grid8(task.sum_range);
+  t.residual = Grid8(task.residual_range);
+  t.residual_unit = task.residual.range / 127.0f;
+  return t;
+}
+
+// The residual of 8 neighbouring columns as it is in memory, where that is at most 16 bytes.
+__device__ inline uint4 load_residual(const TileTask& t, int64_t row, int column) {
+  const Features& other = t.task.residual;
+  const int64_t at = row * t.residual_stride + column;
+  uint4 raw = make_uint4(0, 0, 0, 0);
+  if (other.type == DType::f16) {
+    raw = *reinterpret_cast<const uint4*>(static_cast<const __half*>(other.data) + at);
+  } else if (other.type == DType::i8) {
+    const uint2 codes =
+        *reinterpret_cast<const uint2*>(static_cast<const int8_t*>(other.data) + at);
+    raw.x = codes.x, raw.y = codes.y;
+  }
+  return raw;
+}
+
+// Residual, rounding, activation and the store of 8 neighbouring columns.
+__device__ inline void finish(const TileTask& t, int64_t row, int column, float (&value)[8],
+                              const uint4& raw) {
+  constexpr int kRun = 8;
+  const ConvolutionTask& task = t.task;
+  if (t.sum.unit > 0.0f) {
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) value[j] = t.sum.rounded(value[j]);
+  }
+  const Features& other = task.residual;
+  if (other.data) {
+    float add[kRun];
+    if (other.type == DType::f16) {
+      load_run(reinterpret_cast<const __half*>(&raw), add, 1.0f);
+    } else if (other.type == DType::i8) {
+      load_run(reinterpret_cast<const int8_t*>(&raw), add, t.residual_unit);
+    } else {
+      const int64_t at = row * t.residual_stride + column;
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) {
+        add[j] = column + j < t.residual_stride
+                     ? static_cast<const float*>(other.data)[at + j] : 0.0f;
+      }
+    }
+    if (t.residual.unit > 0.0f) {
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) add[j] = t.residual.rounded(add[j]);
+    }
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) value[j] += add[j];
+  }
+  if (task.activation == Activation::relu) {
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) value[j] = value[j] < 0.0f ? 0.0f : value[j];
+  } else if (task.activation != Activation::none) {
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) {
+      // Padding stays zero, also under a sigmoid.
+      value[j] = column + j < task.out_channels
+                     ? activated(value[j], task.activation, task.slope) : 0.0f;
+    }
+  }
+  const int64_t at = row * t.out_stride + column;
+  void* data = const_cast<void*>(task.output.data);
+  if (task.output.type == DType::f16) {
+    store_run(static_cast<__half*>(data) + at, value);
+  } else if (task.output.type == DType::i8) {
+    store_run(static_cast<int8_t*>(data) + at, value, t.output.to_code);
+    // Rows of codes are padded to 32, the columns of a convolution to 16.
+    if (column + 16 >= t.all_columns && t.all_columns < t.out_stride) {
+      const float nothing[kRun] = {};
+      store_run(static_cast<int8_t*>(data) + at + 16, nothing, 1.0f);
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) {
+      if (column + j < t.out_stride) static_cast<float*>(data)[at + j] = value[j];
+    }
+  }
+}
+
+// Finishes `rows` rows from `base` on and columns from `column` on, 8 << run_shift of them, whose sums,
+// scale and bias lie in shared memory. `threads` threads share the work.
+template <int kBatch>
+__device__ inline void finish_tile(const TileTask& t, int base, int rows, int column,
+                                   int run_shift, int row_floats, const float* sums,
+                                   const float* scale, const float* bias, int thread,
+                                   int threads) {
+  const int items = rows << run_shift, mask = (1 << run_shift) - 1;
+#pragma unroll 1
+  for (int first = thread; first < items; first += threads * kBatch) {
+    uint4 held[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int item = first + i * threads;
+      if (t.task.residual.data && item < items) {
+        held[i] = load_residual(t, base + (item >> run_shift), column + (item & mask) * 8);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int item = first + i * threads;
+      if (item >= items) break;
+      const int row = item >> run_shift, run = (item & mask) * 8;
+      float value[8];
+#pragma unroll
+      for (int j = 0; j < 8; j += 4) {
+        const float4 x = *reinterpret_cast<const float4*>(sums + row * row_floats + run + j);
+        const float4 s = *reinterpret_cast<const float4*>(scale + run + j);
+        const float4 b = *reinterpret_cast<const float4*>(bias + run + j);
+        value[j] = fmaf(x.x, s.x, b.x);
+        value[j + 1] = fmaf(x.y, s.y, b.y);
+        value[j + 2] = fmaf(x.z, s.z, b.z);
+        value[j + 3] = fmaf(x.w, s.w, b.w);
+      }
+      finish(t, base + row, column + run, value, held[i]);
+    }
+  }
+}
+
+}  // namespace s4d::sparse::cuda
