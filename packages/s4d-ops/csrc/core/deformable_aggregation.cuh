@@ -209,6 +209,22 @@ __device__ inline void stage_levels(const void* spatial_shapes, const void* leve
   }
 }
 
+// --- sums and maxima of a warp ---
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+__device__ inline uint32_t warp_sum(uint32_t x) { return __reduce_add_sync(0xffffffffu, x); }
+__device__ inline uint32_t warp_max(uint32_t x) { return __reduce_max_sync(0xffffffffu, x); }
+#else
+__device__ inline uint32_t warp_sum(uint32_t x) {
+  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+  return x;
+}
+__device__ inline uint32_t warp_max(uint32_t x) {
+  for (int step = 16; step > 0; step /= 2) x = max(x, __shfl_xor_sync(0xffffffffu, x, step));
+  return x;
+}
+#endif
+
 // --- block-wide compaction in a fixed order ---
 
 // Exclusive prefix sum of `flag` over the block; `total` gets the number of set flags. `scratch`
@@ -220,8 +236,8 @@ __device__ inline int compact(bool flag, int* scratch, int* total) {
   if (lane == 0) scratch[warp] = __popc(votes);
   __syncthreads();
   const uint32_t count = lane < static_cast<int>(blockDim.x >> 5) ? scratch[lane] : 0;
-  const int sum = static_cast<int>(__reduce_add_sync(0xffffffffu, count));
-  const int before = static_cast<int>(__reduce_add_sync(0xffffffffu, lane < warp ? count : 0u));
+  const int sum = static_cast<int>(warp_sum(count));
+  const int before = static_cast<int>(warp_sum(lane < warp ? count : 0u));
   __syncthreads();
   *total = sum;
   return before + __popc(votes & ((1u << lane) - 1u));

@@ -22,7 +22,7 @@ __global__ void largest(const void* data, int64_t size, DType type, uint32_t* re
                             : fabsf(load_float(data, i, type));
     mine = max(mine, __float_as_uint(value) & 0x7fffffffu);
   }
-  mine = __reduce_max_sync(0xffffffffu, mine);
+  mine = warp_max(mine);
   if ((threadIdx.x & 31) == 0) atomicMax(result, mine);
 }
 
