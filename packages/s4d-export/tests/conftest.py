@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from helpers import seeded_model
@@ -20,9 +23,9 @@ from s4d_core import (
     get_config,
     save_checkpoint,
 )
-from s4d_export import build_manifest, export_graph, save_artifact
+from s4d_export import build_manifest, save_artifact, source, tracing, verification
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the models are small: more threads only wait for each other
 
 
 def small_config() -> Sparse4DConfig:
@@ -42,6 +45,29 @@ def small_config() -> Sparse4DConfig:
     )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_export_per_model() -> Iterator[None]:
+    """The commands export the same few models again and again: each is traced once.
+
+    ``test_export_is_reproducible`` traces anew, and shows that nothing is lost by this.
+    """
+    traced, known = tracing.export_graph, {}
+
+    def remembered(model: Sparse4D, op: str = "plugin") -> onnx.ModelProto:
+        digest = hashlib.sha256(f"{op} {model.config.to_dict()}".encode())
+        for key, value in model.state_dict().items():
+            digest.update(key.encode() + value.contiguous().numpy().tobytes())
+        name = digest.hexdigest()
+        if name not in known:
+            known[name] = traced(model, op).SerializeToString()
+        return onnx.load_from_string(known[name])
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (tracing, source, verification):
+            patch.setattr(module, "export_graph", remembered)
+        yield
+
+
 @dataclass(frozen=True)
 class Exported:
     """A model, its checkpoint folder, and an artifact per mode."""
@@ -59,7 +85,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     artifacts = {}
     for op in ("plugin", "standard"):
         path = folder / f"{op}.s4d"
-        graph = export_graph(model, op)
+        graph = tracing.export_graph(model, op)
         save_artifact(path, graph, build_manifest(model.config, op, op, "fp32"))
         artifacts[op] = path
     return Exported(model, folder / "checkpoint", artifacts)

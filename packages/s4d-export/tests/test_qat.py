@@ -7,12 +7,11 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import small_config
-from helpers import seeded_model
 
 from s4d_export import QuantizationError, export_graph
 from s4d_export.calibration import calibrate
 from s4d_export.images import random_images
+from s4d_export.inspection import load_graph
 from s4d_export.qat import FakeQuantConv2d, fake_quantize, prepare_qat, remove_qat
 from s4d_export.quantize import find_points, to_int8
 from s4d_export.sensitivity import feature_tensors
@@ -21,10 +20,10 @@ from s4d_export.surgery import extract
 
 
 @pytest.fixture(scope="module")
-def setting():
+def setting(exported):
     """A model, its graph, where it is quantised, ranges, and one frame."""
-    model = seeded_model(small_config())
-    graph = export_graph(model)
+    model = exported.model
+    graph, _ = load_graph(exported.artifacts["plugin"])
     points = find_points(graph)
     images = next(iter(random_images(model.config, 1)))
     ranges = calibrate(graph, [p.tensor for p in points], model.config, [images])

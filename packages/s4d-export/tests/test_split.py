@@ -20,14 +20,22 @@ from s4d_export.cli import main
 from s4d_export.frames import frame_inputs
 from s4d_export.opset15 import to_opset15
 from s4d_export.session import GraphSession
-from s4d_export.split import ANCHOR_FILE, FILES, export_split, save_split
+from s4d_export.split import ANCHOR_FILE, FILES, save_split
 
 FLOAT, INT32 = TensorProto.FLOAT, TensorProto.INT32
 
 
 @pytest.fixture(scope="module")
-def graphs(exported):
-    return export_split(exported.model)
+def written(exported, tmp_path_factory):
+    """What the command writes."""
+    folder = tmp_path_factory.mktemp("split") / "new"
+    assert main(["onnx", str(exported.checkpoint), "-o", str(folder), "--split"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def graphs(written):
+    return {key: onnx.load(written / name) for key, name in FILES.items()}
 
 
 def table(values):
@@ -147,9 +155,8 @@ def test_three_graphs_are_the_model(exported, graphs):
     assert seen == {("first", False), ("later", True), ("later", False)}
 
 
-def test_command_line(exported, tmp_path, capsys):
-    folder = tmp_path / "split"
-    assert main(["onnx", str(exported.checkpoint), "-o", str(folder), "--split"]) == 0
+def test_command_line(exported, written, tmp_path, capsys):
+    folder = written
     assert {path.name for path in folder.iterdir()} == {*FILES.values(), ANCHOR_FILE}
     anchors = np.fromfile(folder / ANCHOR_FILE, np.float32).reshape(-1, 11)
     assert (anchors == exported.model.head.bank.anchor.detach().numpy()).all()

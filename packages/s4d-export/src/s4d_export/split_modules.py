@@ -6,6 +6,8 @@ stay outside, with the host. Interfaces: names, order, types and shapes of that 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -51,6 +53,14 @@ class SplitBackbone(nn.Module):
         return feature
 
 
+class Past(NamedTuple):
+    """The carried instances in this frame: (1, T, C), (1, T, 11), and whether they count (1,)."""
+
+    feature: Tensor
+    box: Tensor
+    usable: Tensor
+
+
 class _Head(nn.Module):
     """What both heads share."""
 
@@ -62,18 +72,40 @@ class _Head(nn.Module):
         maps = FeatureMaps(feature, shapes.long(), starts.long(), self.model._sizes)
         return View(maps, lidar2img)
 
-    def refine(
+    def decode(
         self,
-        layer: DecoderLayer,
-        values: tuple[Tensor, Tensor, Tensor],
+        rows: Tensor,
+        anchor: Tensor,
         view: View,
         image_wh: Tensor,
         interval: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Aggregation, FFN and refinement of one decoder: its feature and its box."""
-        feature, box, embed = values
-        feature = layer.look(feature, box, embed, view, image_wh, [], None)
-        return feature, layer.refinement(feature, box, embed, interval)
+        past: Past | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All decoders; with a past, its rows join after the first.
+
+        Returns:
+            feature, box, class logits and quality logits of all rows.
+        """
+        head = self.model.head
+        box, embed = anchor, head.anchor_encoder(anchor)
+        known = None if past is None else (past.feature, head.anchor_encoder(past.box))
+        last = len(head.decoders) - 1
+        for number, layer in enumerate(head.decoders):
+            rows = self.attend_past(layer, rows, embed, known)
+            rows = self.among(layer, rows, embed)
+            rows = layer.look(rows, box, embed, view, image_wh, [], None)
+            box = layer.refinement(rows, box, embed, interval)
+            if number == last:
+                break
+            if past is not None and number == 0:
+                cls, _ = layer.refinement.scores(rows, embed)
+                rows, box, _ = merge(rows, box, cls, past.feature, past.box, past.usable)
+            embed = head.anchor_encoder(box)
+            if past is not None and number:
+                known = past.feature, embed[:, : past.box.shape[1]]
+        cls, quality = layer.refinement.scores(rows, embed)
+        assert quality is not None  # check_splittable
+        return rows, box, cls, quality
 
     def attend_past(
         self,
@@ -123,18 +155,8 @@ class FirstHead(_Head):
         lidar2img: Tensor,
     ) -> tuple[Tensor, ...]:
         """Feature, anchor, class logits and quality logits of all instances."""
-        head = self.model.head
         view = self.view(feature, spatial_shapes, level_start_index, lidar2img)
-        rows, box, embed = instance_feature, anchor, head.anchor_encoder(anchor)
-        for number, layer in enumerate(head.decoders):
-            if number:
-                embed = head.anchor_encoder(box)
-            rows = self.attend_past(layer, rows, embed, None)
-            rows = self.among(layer, rows, embed)
-            rows, box = self.refine(layer, (rows, box, embed), view, image_wh, time_interval)
-        cls, quality = layer.refinement.scores(rows, embed)
-        assert quality is not None  # check_splittable
-        return rows, box, cls, quality
+        return self.decode(instance_feature, anchor, view, image_wh, time_interval)
 
 
 class LaterHead(_Head):
@@ -156,26 +178,8 @@ class LaterHead(_Head):
         lidar2img: Tensor,
     ) -> tuple[Tensor, ...]:
         """As ``FirstHead``, then the ids that the rows keep: those given, -1 after a gap."""
-        head = self.model.head
         view = self.view(feature, spatial_shapes, level_start_index, lidar2img)
-        usable = mask != 0
-        rows, box, embed = instance_feature, anchor, head.anchor_encoder(anchor)
-        past_embed = head.anchor_encoder(temp_anchor)
-        last = len(head.decoders) - 1
-        for number, layer in enumerate(head.decoders):
-            past = (temp_instance_feature, past_embed)
-            rows = self.attend_past(layer, rows, embed, past)
-            rows = self.among(layer, rows, embed)
-            rows, box = self.refine(layer, (rows, box, embed), view, image_wh, time_interval)
-            if number == last:
-                break
-            if number == 0:
-                cls, _ = layer.refinement.scores(rows, embed)
-                rows, box, _ = merge(rows, box, cls, temp_instance_feature, temp_anchor, usable)
-            embed = head.anchor_encoder(box)
-            if number:
-                past_embed = embed[:, : temp_anchor.shape[1]]
-        cls, quality = layer.refinement.scores(rows, embed)
-        assert quality is not None  # check_splittable
-        kept = torch.where(usable[:, None], track_id, torch.full_like(track_id, -1))
-        return rows, box, cls, quality, kept
+        past = Past(temp_instance_feature, temp_anchor, mask != 0)
+        found = self.decode(instance_feature, anchor, view, image_wh, time_interval, past)
+        kept = torch.where(past.usable[:, None], track_id, torch.full_like(track_id, -1))
+        return (*found, kept)

@@ -105,11 +105,12 @@ def examine(
     Raises:
         VerificationError: as ``verify``, or an artifact that none of the engines can run.
     """
+    # What cannot be run is refused before the roll-out in torch, which takes long.
+    engines = [_engines(model, artifact, backends) for artifact in artifacts]
     given = list(frames)
     reference = Recorded(TorchRunner(model), given, progress)
     runs: list[dict[str, Any]] = []
-    for artifact in artifacts:
-        names, manifest = _engines(artifact, backends)
+    for artifact, (names, manifest) in zip(artifacts, engines, strict=True):
         first = len(runs)
         for name in names:
             reference.rewind()
@@ -135,19 +136,27 @@ def examine(
     return {"passed": all(run["passed"] for run in runs), "runs": runs}
 
 
-def _engines(artifact: str | os.PathLike[str], wanted: Sequence[str]) -> tuple[list[str], Manifest]:
-    """Names of the wanted engines for an artifact."""
+def _engines(
+    model: Sparse4D, artifact: str | os.PathLike[str], wanted: Sequence[str]
+) -> tuple[list[str], Manifest]:
+    """Names of the wanted engines for an artifact of the model, and its manifest."""
     with read_artifact(artifact) as opened:
         manifest = opened.manifest
-    if "all" not in wanted:
-        return list(wanted), manifest
-    able = [backend.name for backend in BACKENDS if backend.why_not(manifest) is None]
-    if not able:
-        raise VerificationError(
-            f"no engine here can run {os.fspath(artifact)!r}: "
-            + "; ".join(f"{b.name}: {b.why_not(manifest)}" for b in BACKENDS)
-        )
-    return able, manifest
+    _check_same_model(model, manifest)
+    if "all" in wanted:
+        able = [backend.name for backend in BACKENDS if backend.why_not(manifest) is None]
+        if not able:
+            raise VerificationError(
+                f"no engine here can run {os.fspath(artifact)!r}: "
+                + "; ".join(f"{b.name}: {b.why_not(manifest)}" for b in BACKENDS)
+            )
+        return able, manifest
+    names = {"auto", *(b.name for b in BACKENDS), *(b.name.split("-")[0] for b in BACKENDS)}
+    for name in wanted:
+        if name not in names:
+            known = ", ".join(("all", "auto", *(b.name for b in BACKENDS)))
+            raise VerificationError(f"expected a backend of {known}, got {name!r}")
+    return list(wanted), manifest
 
 
 def _diverging(
