@@ -52,6 +52,7 @@ int64_t parse_dense_chains(const std::string& text, DenseChains* out) {
       if (!parse_layer(word, &layer)) return -1;
       layer.parameters = parameters;
       parameters += (width + (layer.norm ? 3 : 1)) * layer.width;
+      parameters = (parameters + 3) / 4 * 4;
       width = layer.width;
     }
     if (chain.layers == 0) return -1;

@@ -17,7 +17,8 @@ struct DenseLayer {
   int32_t width = 0;       // output channels
   bool relu = false;
   bool norm = false;       // LayerNorm over the channels, after the ReLU
-  int64_t parameters = 0;  // where they begin: weight (in, width), bias, then gain and shift if norm
+  // Where they begin: weight (in, width), bias, then gain and shift if norm. A multiple of 4.
+  int64_t parameters = 0;
 };
 
 struct DenseChain {
@@ -36,14 +37,14 @@ struct DenseChains {
   int32_t output_width = 0;  // the same
   float epsilon = 0.0f;
   const float* input = nullptr;       // (rows, input_width)
-  const float* parameters = nullptr;  // of all chains
+  const float* parameters = nullptr;  // of all chains; at a multiple of 16 bytes
   float* output = nullptr;            // (rows, output_width)
   void* stream = nullptr;             // cudaStream_t
 };
 
 // Reads "first width layer layer ...;first ...", where a layer is its width and the letters r (ReLU)
 // and n (LayerNorm): "0 3 128rn 128rn;3 3 32rn 16". Sets `count`, `chain` and `output_width`.
-// Returns how many parameters there are, or -1 where the text is not sound.
+// Returns how many parameters there are, the zeros that align the layers included, or -1 where the text is not sound.
 int64_t parse_dense_chains(const std::string& text, DenseChains* out);
 
 // Empty string on success. Nothing is allocated and nothing synchronises.

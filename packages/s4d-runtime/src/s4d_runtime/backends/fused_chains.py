@@ -19,7 +19,7 @@ from .onnx_edit import Attribute, EditableModel, Node
 __all__ = ["DOMAIN", "fuse_chains"]
 
 DOMAIN = "s4d.fused"
-WIDEST, LAYERS, BRANCHES = 512, 8, 8  # what the kernel takes (s4d-ops, dense_chains.h)
+ALIGN, WIDEST, LAYERS, BRANCHES = 4, 512, 8, 8  # what the kernel takes (s4d-ops, dense_chains.h)
 
 
 @dataclass
@@ -37,7 +37,9 @@ class Layer:
         return f"{self.weight.shape[1]}{flags}"
 
     def parameters(self) -> list[NDArray[Any]]:
-        return [self.weight.ravel(), self.bias, *(self.norm or ())]
+        """In the kernel's order, with zeros up to a multiple of 16 bytes."""
+        arrays = [self.weight.ravel(), self.bias, *(self.norm or ())]
+        return [*arrays, np.zeros(-sum(a.size for a in arrays) % ALIGN, np.float32)]
 
 
 @dataclass

@@ -20,6 +20,7 @@ __all__ = ["DOMAIN", "fuse_convolutions"]
 DOMAIN = "s4d.fused"
 ALIGN = 8  # half values in 16 bytes: what a tensor-core kernel reads at once
 TO_LAST, TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
+HALF = 10  # ONNX's number of float16
 
 
 class Size(NamedTuple):
@@ -52,6 +53,7 @@ class _Rewriter:
     def __init__(self, graph: EditableModel) -> None:
         self.graph = graph
         self.consumers = graph.consumers()
+        self.producers = {name: node for node in graph.nodes for name in node.outputs}
         self.nodes: list[Node] = []
         self.absorbed: set[Node] = set()
         self.waiting: dict[str, Plan] = {}  # result: a convolution whose sum comes later
@@ -101,9 +103,36 @@ class _Rewriter:
     def _to_last(self, name: str) -> str:
         if name not in self.last:
             form = f"{name}.turned"
-            self.nodes.append(Node("Transpose", [name], [form], {"perm": TO_LAST}))
+            if not self._unturned(name, form):
+                self.nodes.append(Node("Transpose", [name], [form], {"perm": TO_LAST}))
             self.last[name] = form
         return self.last[name]
+
+    def _unturned(self, name: str, form: str) -> bool:
+        """The pictures are channels last before the graph turns them: take them from there.
+
+        That is, ``name`` = Cast(Reshape(Transpose(pictures))) to half, (N, C, H, W).
+        """
+        cast = self.producers.get(name)
+        reshape = self.producers.get(cast.inputs[0]) if cast is not None else None
+        turn = self.producers.get(reshape.inputs[0]) if reshape is not None else None
+        if cast is None or reshape is None or turn is None or name not in self.sizes:
+            return False
+        kinds = (cast.op_type, reshape.op_type, turn.op_type)
+        n, h, w, c = self.sizes[name]
+        shape = self.graph.array(reshape.inputs[1]) if kinds[1] == "Reshape" else None
+        if (
+            kinds != ("Cast", "Reshape", "Transpose")
+            or cast.attributes.get("to") != HALF
+            or shape is None
+            or shape.tolist() != [n, c, h, w]
+            or turn.attributes.get("perm") != [0, 1, 4, 2, 3]  # (1, N, H, W, C)
+        ):
+            return False
+        sizes = self.graph.add(f"{name}.sizes", np.array([n, h, w, c], np.int64))
+        self.nodes.append(Node("Reshape", [turn.inputs[0], sizes], [f"{form}.single"]))
+        self.nodes.append(Node("Cast", [f"{form}.single"], [form], {"to": HALF}))
+        return True
 
     def _only_consumer(self, name: str, op_type: str) -> Node | None:
         users = self.consumers.get(name, [])

@@ -147,8 +147,19 @@ class EditableModel:
             self.initializers[name] = Initializer(name, dtype, array.shape, memoryview(body))
         return name
 
+    def prune(self) -> None:
+        """Drop the nodes whose results nothing reads any more."""
+        read = set(self.outputs)
+        kept = []
+        for node in reversed(self.nodes):
+            if not read.isdisjoint(node.outputs):
+                read.update(node.inputs)
+                kept.append(node)
+        self.nodes = kept[::-1]
+
     def encode(self, domain: str) -> bytes:
-        """The whole model, without constants that nothing reads; ``domain`` version 1 is added."""
+        """The whole model, without what nothing reads; ``domain`` version 1 is added."""
+        self.prune()
         used = {name for node in self.nodes for name in node.inputs} | self.outputs
         graph = [_message(_NODE, node.encode()) for node in self.nodes]
         graph += [
