@@ -88,7 +88,8 @@ def sparse4dv2_r101_512x1408() -> FitConfig:
 def sparse4dv1_r101_h1_640x1600() -> FitConfig:
     """Published: 8 samples per step, 24 epochs, FCOS3D start weights, frozen norms.
 
-    Images are cropped and photometrically distorted, neither resized nor flipped nor turned.
+    Images are cropped and photometrically distorted, neither resized nor flipped nor turned. Give
+    `model.backbone_weights`: fresh weights overflow fp16, as frozen norms do not hold them back.
     """
     still = AugmentConfig(
         resize=(1.0, 1.0), rotate_degrees=(0.0, 0.0), flip=False, bev_rotation=(0.0, 0.0)
