@@ -165,6 +165,18 @@ class FakeProgram:
         for level in levels[1:]:
             kept = self._list(level, self._reached(kept, level), errors)
 
+    def do_extend_sites(
+        self, indices: int, count: int, capacity: int, levels: Any, cleared: bool, errors: int
+    ) -> None:
+        assert cleared
+        rows = ints(indices, capacity, 4)[: int(ints(count, 1)[0])]
+        grid = levels[0][0][0]
+        kept = rows[((rows >= 0) & (rows < np.array(grid))).all(1)]
+        for level in levels[1:]:
+            keys = self._reached(kept, level)
+            self._list(level, keys, errors)
+            kept = np.stack(np.unravel_index(keys, level[0][0]), 1)  # all, whatever the capacity
+
     def do_strided_sites(
         self, indices: int, count: int, capacity: int, level: Any, cleared: bool, errors: int
     ) -> None:
@@ -243,7 +255,7 @@ class FakeProgram:
     def do_convolve(
         self, features: Any, depth: int, out: int, weight: int, table: int, volume: int,
         count: int, capacity: int, scale: int, bias: int, residual: Any, add_ranges: Any,
-        activation: str, slope: float, output: Any,
+        activation: str, slope: float, output: Any, overlap: bool,
     ) -> None:  # fmt: skip
         number = min(int(ints(count, 1)[0]), capacity)
         entries = ints(table, volume, capacity)[:, :number]
@@ -294,17 +306,20 @@ class FakeProgram:
         )  # fmt: skip
         write(output, result, capacity)
 
-    def do_scatter_rows(
-        self, indices: int, count: int, capacity: int, features: Any, stride: int, channels: int,
-        grid: Any, axes: Any, dense: int, dtype: str,
+    def do_scatter_dense(
+        self, site_map: Any, order: int, capacity: int, features: Any, stride: int, channels: int,
+        axes: Any, dense: int, dtype: str, cleared: bool, overlap: bool,
     ) -> None:  # fmt: skip
-        number = min(int(ints(count, 1)[0]), capacity)
-        rows = ints(indices, capacity, 4)[:number]
+        assert cleared and not overlap
+        grid, memory, _ = site_map
+        ranks = view(memory, (int(np.prod(grid)),), np.int32)
+        keys = np.flatnonzero((ranks >= 0) & (ranks < capacity))
+        places = np.stack(np.unravel_index(keys, grid))
+        values = view(features[0], (capacity, stride), features[1])[ranks[keys], :channels]
         sizes = [grid[1 + axis] for axis in axes]
-        values = view(features[0], (capacity, stride), features[1])[:number, :channels]
         result = view(dense, (grid[0], channels, *sizes), dtype)
-        places = [rows[:, 1 + axis] for axis in axes]
-        result[rows[:, 0], :, places[0], places[1], places[2]] = values
+        rows = [places[1 + axis] for axis in axes]
+        result[places[0], :, rows[0], rows[1], rows[2]] = values
 
     def do_voxelize(
         self, points: Any, point_count: int, point_capacity: int, channels: int, limits: Any,

@@ -129,6 +129,16 @@ class Program : public CallList {
     });
   }
 
+  void later_sites(Address indices, Address count, int64_t capacity,
+                   const std::vector<LevelNumbers>& numbers, bool cleared, Address errors) {
+    std::vector<SiteLevel> levels;
+    for (const LevelNumbers& n : numbers) levels.push_back(level_of(n));
+    add("extend_sites", [=](cudaStream_t s) {
+      return extend_sites(ints(indices), ints(count), capacity, levels.data(),
+                          static_cast<int>(levels.size()), cleared, ints(errors), s);
+    });
+  }
+
   void one_level(Address indices, Address count, int64_t capacity, const LevelNumbers& numbers,
                  bool cleared, Address errors) {
     const SiteLevel level = level_of(numbers);
@@ -187,7 +197,8 @@ class Program : public CallList {
                    Address weight, Address table, int32_t volume, Address out_count,
                    int64_t capacity, Address scale, Address bias,
                    const FeatureNumbers& residual, std::pair<float, float> add_ranges,
-                   const std::string& activation, float slope, const FeatureNumbers& output) {
+                   const std::string& activation, float slope, const FeatureNumbers& output,
+                   bool overlap) {
     ConvolutionTask task;
     const Features from = features_of(input);
     task.type = from.type;
@@ -208,6 +219,7 @@ class Program : public CallList {
     task.activation = activation_of(activation);
     task.slope = slope;
     task.output = features_of(output);
+    task.overlap = overlap;
     add("convolve", [=](cudaStream_t s) { return convolve(task, s); });
   }
 
@@ -236,7 +248,8 @@ class Program : public CallList {
 
   void scatter(const MapNumbers& map, Address order, int64_t capacity,
                const FeatureNumbers& features, int64_t stride, int32_t channels,
-               const std::array<int32_t, 3>& axes, Address dense, const std::string& type) {
+               const std::array<int32_t, 3>& axes, Address dense, const std::string& type,
+               bool cleared, bool overlap) {
     DenseTask task;
     task.map = map_of(map);
     task.order = ints(order);
@@ -247,25 +260,9 @@ class Program : public CallList {
     for (size_t axis = 0; axis < 3; ++axis) task.axes[axis] = axes[axis];
     task.dense = at(dense);
     task.dense_type = type_of(type);
+    task.cleared = cleared;
+    task.overlap = overlap;
     add("scatter_dense", [=](cudaStream_t s) { return scatter_dense(task, s); });
-  }
-
-  void scatter_cleared(Address indices, Address count, int64_t capacity,
-                      const FeatureNumbers& features, int64_t stride, int32_t channels,
-                      const GridNumbers& grid, const std::array<int32_t, 3>& axes, Address dense,
-                      const std::string& type) {
-    ScatterTask task;
-    task.indices = ints(indices);
-    task.count = ints(count);
-    task.capacity = capacity;
-    task.features = features_of(features);
-    task.stride = stride;
-    task.channels = channels;
-    task.grid = grid_of(grid);
-    for (size_t axis = 0; axis < 3; ++axis) task.axes[axis] = axes[axis];
-    task.dense = at(dense);
-    task.dense_type = type_of(type);
-    add("scatter_rows", [=](cudaStream_t s) { return scatter_rows(task, s); });
   }
 
   // `rules`: low, high, size (x y z), grid (x y z), max_points, max_voxels.
@@ -332,6 +329,7 @@ PYBIND11_MODULE(_sparse_cuda, module) {
       .def("guard_counts", &Program::guard)
       .def("check_finite", &Program::check_finite)
       .def("build_sites", &Program::sites)
+      .def("extend_sites", &Program::later_sites)
       .def("strided_sites", &Program::one_level)
       .def("place_rows", &Program::place)
       .def("build_tables", &Program::tables)
@@ -340,7 +338,6 @@ PYBIND11_MODULE(_sparse_cuda, module) {
       .def("convert_rows", &Program::convert)
       .def("add_rows", &Program::sum)
       .def("scatter_dense", &Program::scatter)
-      .def("scatter_rows", &Program::scatter_cleared)
       .def("voxelize", &Program::voxels)
       .def("split_rows", &Program::split)
       .def("fork", &Program::fork)

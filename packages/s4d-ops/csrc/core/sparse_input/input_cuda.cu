@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "../sparse_conv/convolution_cuda.h"
-#include "../sparse_conv/rows_device.cuh"
 #include "input_cuda.h"
 
 namespace s4d::sparse::cuda {
@@ -73,38 +72,6 @@ __global__ void split_kernel(const float4* from, const int32_t* count, int32_t c
   }
 }
 
-constexpr int kScatterChannels = 8;  // of a thread
-
-// A warp takes 32 neighbouring rows: sorted ones often lie side by side in the map, too.
-template <class From, class To>
-__global__ void scatter_kernel(ScatterTask task, int pieces) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  const int64_t warp = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / 32;
-  const int64_t row = warp / pieces * 32 + lane;
-  if (row >= min(int64_t{*task.count}, task.capacity)) return;
-  const int first = static_cast<int>(warp % pieces) * kScatterChannels;
-  const int4 at = reinterpret_cast<const int4*>(task.indices)[row];
-  const int position[3] = {at.y, at.z, at.w};
-  const int sizes[3] = {task.grid.a, task.grid.b, task.grid.c};
-  int64_t cell = 0, cells = 1;
-#pragma unroll
-  for (int axis = 0; axis < 3; ++axis) {
-    const int from = task.axes[axis];
-    const int size = from == 0 ? sizes[0] : from == 1 ? sizes[1] : sizes[2];
-    const int place = from == 0 ? position[0] : from == 1 ? position[1] : position[2];
-    cell = cell * size + place;
-    cells *= size;
-  }
-  const From* from = static_cast<const From*>(task.features.data) + row * task.stride + first;
-  To* to = static_cast<To*>(task.dense) + (int64_t{at.x} * task.channels + first) * cells + cell;
-#pragma unroll
-  for (int c = 0; c < kScatterChannels; ++c) {
-    if (first + c < task.channels) {
-      store_value(to + c * cells, value_of(from[c], task.features.range), 0.0f);
-    }
-  }
-}
-
 }  // namespace
 
 cudaError_t store_int(int32_t* to, int32_t value, cudaStream_t stream) {
@@ -147,21 +114,6 @@ cudaError_t split_rows(const float* from, const int32_t* count, int64_t capacity
       reinterpret_cast<const float4*>(from), count, static_cast<int32_t>(capacity), channels,
       pieces, static_cast<__half*>(to), padded_channels(DType::f16, 2 * channels));
   return cudaGetLastError();
-}
-
-cudaError_t scatter_rows(const ScatterTask& task, cudaStream_t stream) {
-  if (task.capacity < 0 || task.capacity > INT32_MAX / 4 || task.channels < 1 ||
-      (task.dense_type != DType::f32 && task.dense_type != DType::f16)) {
-    return cudaErrorInvalidValue;
-  }
-  if (task.capacity == 0) return cudaSuccess;
-  const int pieces = (task.channels + kScatterChannels - 1) / kScatterChannels;
-  const int64_t threads = (task.capacity + 31) / 32 * 32 * pieces;
-  const auto blocks = static_cast<unsigned>((threads + kThreads - 1) / kThreads);
-  return with_types(task.features.type, task.dense_type, [&](auto from, auto to) {
-    scatter_kernel<decltype(from), decltype(to)><<<blocks, kThreads, 0, stream>>>(task, pieces);
-    return cudaGetLastError();
-  });
 }
 
 }  // namespace s4d::sparse::cuda

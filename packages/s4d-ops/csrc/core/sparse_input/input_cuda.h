@@ -5,7 +5,6 @@
 
 #include <cstdint>
 
-#include "../sparse_conv/site_map_cuda.h"
 #include "../types.h"
 
 namespace s4d::sparse::cuda {
@@ -30,22 +29,5 @@ cudaError_t guard_counts(int32_t* counts, int32_t number, const int32_t* lost, i
 // twice that range.
 cudaError_t split_rows(const float* from, const int32_t* count, int64_t capacity, int32_t channels,
                        void* to, cudaStream_t stream);
-
-// Rows into a dense map that is zero: what scatter_dense makes of them in a pass over all cells, for
-// callers that can clear the map while other work runs. `dense`, `axes` and `stride` as there;
-// index rows sorted or not, none twice, all inside.
-struct ScatterTask {
-  const int32_t* indices = nullptr;  // (capacity, 4)
-  const int32_t* count = nullptr;
-  int64_t capacity = 0;
-  Features features;  // (capacity, stride), f32, f16 or i8
-  int64_t stride = 0;
-  int32_t channels = 0;
-  GridView grid;
-  int32_t axes[3] = {0, 1, 2};
-  void* dense = nullptr;
-  DType dense_type = DType::f16;  // f32 or f16
-};
-cudaError_t scatter_rows(const ScatterTask& task, cudaStream_t stream);
 
 }  // namespace s4d::sparse::cuda

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from .errors import LidarGraphError
 from .nodes import ConvNode, LidarGraph, ReshapeNode, ScatterNode, TransposeNode, Triple
@@ -49,6 +50,17 @@ class Sites:
     tables: list[Table] = field(default_factory=list)
     of_tensor: dict[str, Level] = field(default_factory=dict)
     of_step: dict[str, Table] = field(default_factory=dict)  # by the convolution's target
+
+    def chain(self) -> list[Level]:
+        """All levels, if each follows from the one before and all can be made from the input's
+        rows at once: kernels no smaller than their strides, no dilation, at most eight levels.
+        Else, or with one level, none."""
+        for before, level in pairwise(self.levels):
+            kernel, stride, _, dilation = level.geometry
+            covered = all(k >= s for k, s in zip(kernel, stride, strict=True))
+            if level.parent is not before or dilation != _ONES or not covered:
+                return []
+        return list(self.levels) if 1 < len(self.levels) <= 8 else []
 
 
 def site_levels(graph: LidarGraph, plan: Plan, grid_shape: Triple) -> Sites:

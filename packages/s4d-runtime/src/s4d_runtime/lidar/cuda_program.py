@@ -39,47 +39,73 @@ class CudaProgram(Recording):
         self._dense = dense
         program = self._native.Program()
         self._head(program, inputs, count)
-        # The second stream need not wait for the first table.
-        program.aside()
         self._body(program, dense)
         return program
 
     def head(self, inputs: Inputs, count: int, dense: int) -> Any:
-        """What reads the caller's arrays: the input's sites, features and first table."""
+        """What reads the caller's arrays: checks, sites, the input's features."""
         self._dense = dense
         program = self._native.Program()
         self._head(program, inputs, count)
+        program.join()
         return program
 
     def body(self, dense: int) -> Any:
-        """The rest of a frame."""
+        """The rest of a frame: tables, network, map."""
         self._dense = dense
         program = self._native.Program()
-        program.fork()
         self._body(program, dense)
         return program
 
+    @property
+    def _given(self) -> int:
+        return self.state + 4 * GIVEN
+
     def _head(self, program: Any, inputs: Inputs, count: int) -> None:
-        self._begin(program, inputs, count)
-        # The input's features find their rows while the first table is made.
+        first, others = self._maps[0][0], self._maps[-1][0]
         program.fork()
+        program.clear(self.state, 4 * GIVEN)
+        if count:
+            program.copy(self._given, count, 4)
+        program.back()
+        program.clear(self._at(first), first.size)
+        program.join()
+        program.aside()
+        if others is not first:
+            program.clear(self._at(others), others.size)
+        chain = self.sites.chain()
+        if chain:
+            # Straight from the input's rows, beside the input's own sites.
+            program.extend_sites(
+                inputs.indices, self._given, inputs.capacity, [self._level(lv) for lv in chain],
+                True, self.state,
+            )  # fmt: skip
         if inputs.capacity:  # arrays without rows may have no address
+            source = self.plan.storage[self.graph.source]
+            program.check_finite(
+                inputs.features, inputs.dtype, self._given, inputs.capacity, self.graph.in_channels,
+                source.dtype == "float16", self.state + 4 * BAD_VALUES,
+            )  # fmt: skip
+        program.back()
+        program.build_sites(
+            inputs.indices, self._given, inputs.capacity, [self._level(self.sites.levels[0])], True,
+            self.state,
+        )  # fmt: skip
+        self._guard(program, 0, 1)
+        if inputs.capacity:
             program.place_rows(
                 inputs.indices, self._given, inputs.capacity, self._map(self.sites.levels[0]),
                 (inputs.features, inputs.dtype), self.graph.in_channels,
                 self._features(self.graph.source), 0,
             )  # fmt: skip
-        program.back()
-        self._calls[0](program)
-        program.join()
 
     def _body(self, program: Any, dense: int) -> None:
-        """Begins on the second stream."""
+        program.fork()
         self._later_sites(program)
         for call in self._side:
             call(program)
         program.back()
-        for number, call in enumerate(self._calls[1:], 1):
+        for number, call in enumerate(self._calls):
             if number == self._meet:
                 program.join()
             if number == self._clear_at and dense:
@@ -91,44 +117,18 @@ class CudaProgram(Recording):
         if dense:
             self._end(program, dense)
 
-    @property
-    def _given(self) -> int:
-        return self.state + 4 * GIVEN
-
-    def _begin(self, program: Any, inputs: Inputs, count: int) -> None:
-        """Clear, look at the values meanwhile, and sort the input's sites."""
-        first, others = self._maps[0][0], self._maps[-1][0]
-        program.fork()
-        program.clear(self.state, 4 * GIVEN)
-        if count:
-            program.copy(self._given, count, 4)
-        if inputs.capacity:
-            source = self.plan.storage[self.graph.source]
-            program.check_finite(
-                inputs.features, inputs.dtype, self._given, inputs.capacity, self.graph.in_channels,
-                source.dtype == "float16", self.state + 4 * BAD_VALUES,
-            )  # fmt: skip
-        if others is not first:
-            program.clear(self._at(others), others.size)
-        program.back()
-        program.clear(self._at(first), first.size)
-        program.join()
-        program.build_sites(
-            inputs.indices, self._given, inputs.capacity, [self._level(self.sites.levels[0])], True,
-            self.state,
-        )  # fmt: skip
-        self._guard(program, 0, 1)
-
     def _later_sites(self, program: Any) -> None:
-        """Sorted sites of the levels after the input's."""
-        for level in self.sites.levels[1:]:
-            assert level.parent is not None
-            program.strided_sites(
-                self.rows_at(level.parent), self._count(level.parent), self._rows_of(level.parent),
-                self._level(level), True, self.state,
-            )  # fmt: skip
-        if len(self.sites.levels) > 1:
-            self._guard(program, 1, len(self.sites.levels))
+        """Sites of the levels after the input's that the head has not made."""
+        levels = self.sites.levels
+        if not self.sites.chain():
+            for level in levels[1:]:
+                assert level.parent is not None
+                program.strided_sites(
+                    self.rows_at(level.parent), self._count(level.parent),
+                    self._rows_of(level.parent), self._level(level), True, self.state,
+                )  # fmt: skip
+        if len(levels) > 1:
+            self._guard(program, 1, len(levels))
 
     def _guard(self, program: Any, first: int, last: int) -> None:
         """Note the rows of some levels; after an overflow they become 0, and no work follows."""
@@ -141,10 +141,9 @@ class CudaProgram(Recording):
         """The dense map, which is clear."""
         name = self.end.source
         level = self.sites.of_tensor[name]
-        program.scatter_rows(
-            self.rows_at(level), self._count(level), self._rows_of(level), self._features(name),
-            self._stride(name), self.channels(name), self._grid(level), list(self.end.axes), dense,
-            self.dense_type,
+        program.scatter_dense(
+            self._map(level), 0, self._rows_of(level), self._features(name), self._stride(name),
+            self.channels(name), list(self.end.axes), dense, self.dense_type, True, False,
         )  # fmt: skip
 
     def tensor_at(self, name: str) -> tuple[int, int, int]:

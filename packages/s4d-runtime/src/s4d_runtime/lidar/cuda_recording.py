@@ -1,9 +1,9 @@
 """A plan's tables and layers as recorded calls over buffers that share memory.
 
 A frame has two lines of work. The main one makes the sites and the table of the input's level and
-runs the convolutions. The side line meanwhile makes the sites of the other levels and their tables;
-both meet before the first convolution that needs one. Times of buffers are numbers of main calls:
-0 is what comes before the first table, ``_FIRST`` that table, then the calls in order.
+runs the convolutions. The side line meanwhile makes sites and tables of the other levels; both meet
+before the first convolution that needs one. Times of buffers are numbers of main calls: 0 is what
+comes before the first table, ``_FIRST`` that table, then the calls in order.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Recording:
         for buffer in (*(b for b, _ in self._maps), *self._rows, *self._tables.values()):
             buffer.used_by(_FIRST + self._meet - 1)
         self.tensors[end.source].used_by(_FIRST + calls)
-        self._rows[sites.of_tensor[end.source].index].used_by(_FIRST + calls)
+        self._maps[sites.of_tensor[end.source].index][0].used_by(_FIRST + calls)
         self._clear_at = calls // 2
         self.size = self._assign(keep)
 
@@ -186,9 +186,10 @@ class Recording:
                 self._count(table.target), self._rows_of(table.target), packed.scale, packed.bias,
                 self._features(step.residual) if step.residual else (0, "float32", 0.0),
                 (step.sum_range, residual_range), step.activation, 0.01,
-                self._features(step.target),
+                self._features(step.target), number != self._meet,
             )  # fmt: skip
 
+        number = len(self._calls)
         self._record(emit, entries, made or source, residual, target)
 
     def _record_codes(self, name: str, amax: float) -> Buffer:
