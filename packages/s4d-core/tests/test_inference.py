@@ -209,8 +209,8 @@ def test_what_cannot_be_is_said() -> None:
         compile_inference(built, precision="int4")  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="CUDA"):
         compile_inference(built, graph=True, device="cpu")
-    with pytest.raises(InvalidInputError, match="tf32x3"):
-        compile_inference(built, precision="tf32x3", device="cpu")
+    with pytest.raises(InvalidInputError, match="fp32x3"):
+        compile_inference(built, precision="fp32x3", device="cpu")
     fast = compiled(1, "fp32", RAW)
     _, lidar2img, stamp, pose = (x[:1] for x in Drive(built.config)(0))
     images = [np.zeros((*RAW, 3), np.uint8)] * 6

@@ -25,7 +25,7 @@ pytestmark = [
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("precision", "graph"), [("fp32", False), ("fp32", True), ("tf32x3", True)]
+    ("precision", "graph"), [("fp32", False), ("fp32", True), ("fp32x3", True)]
 )
 def test_frames_gap_and_reset_equal_the_model(precision: str, graph: bool) -> None:
     built = model().cuda()
@@ -193,7 +193,10 @@ def test_fused_kernels_have_float32_accuracy(name: str) -> None:
         for rows in (1, 6, 37, 900):
             x = torch.randn(2, rows, width, device="cuda")
             want = plain(x.double())
-            assert (fused(x) - want).abs().max() < 1e-5 * want.abs().max(), (width, rows)
+            with use_tf32(False):
+                ordinary = (copy.deepcopy(plain).float()(x) - want).abs().max()
+            error = (fused(x) - want).abs().max()
+            assert error < max(1e-5 * want.abs().max(), 8 * ordinary), (width, rows, ordinary)
     _, lidar2img, _, _ = Drive(built.config)(0)
     block, reference = head.layers[1].aggregation, exact.layers[1].aggregation
     assert isinstance(block, FusedAggregation)
@@ -203,7 +206,10 @@ def test_fused_kernels_have_float32_accuracy(name: str) -> None:
     want = project_points(points, matrix.double(), size.double())
     near = want.abs() < 2  # further out rounding counts for more, and for nothing
     got = block.locations(feature, box, matrix, size)
-    assert ((got - want).abs()[near] < 1e-5).all() and near.float().mean() > 0.01
+    # Just before a camera the division by depth makes rounding large in any float32 program.
+    ordinary = project_points(points.float(), matrix, size)
+    allowed = 1e-5 + 4 * (ordinary - want).abs()[near].max()
+    assert (got - want).abs()[near].max() < allowed and near.float().mean() > 0.01
     want = reference._weights((feature + embed).double(), matrix.double())
     torch.testing.assert_close(
         block.sampling_weights(feature + embed, matrix).double(), want, rtol=1e-4, atol=1e-7
@@ -214,6 +220,7 @@ def test_fused_kernels_have_float32_accuracy(name: str) -> None:
 def test_split_convolutions_have_float32_accuracy() -> None:
     """R50's image part against float64, beside plain float32 and plain TF32."""
     from s4d_core.inference.fusion import image_graph, split_convolutions, widen_input
+    from s4d_core.inference.split_products import split_convolution
 
     torch.manual_seed(0)
     config = s4d_core.reduced_config()
@@ -226,19 +233,87 @@ def test_split_convolutions_have_float32_accuracy() -> None:
     split = copy.deepcopy(plain)
     widen_input(split, 4)
     split_convolutions(split)
+    calls = [n for n in split.graph.nodes if n.op == "call_function"]
+    assert all("conv" not in str(n.target) or n.target is split_convolution for n in calls)
     wide = torch.cat([images, images.new_zeros(6, 1, *images.shape[2:])], dim=1)
     runs = (
         ("fp32", plain, images, False),
-        ("x3", split, wide, True),
+        ("x3", split, wide, False),
         ("tf32", plain, images, True),
     )
     for name, graph, given, allowed in runs:
-        with use_tf32(False, allowed):
+        with use_tf32(allowed):
             levels = graph(given)
         pairs = zip(levels, exact, strict=True)
         errors[name] = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
     print(errors)
     assert errors["x3"] < max(2 * errors["fp32"], 5e-6) and errors["x3"] < errors["tf32"] / 20
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("depth", "channels", "size", "stride", "height", "width"),
+    [
+        (64, 64, 1, 1, 16, 44),
+        (64, 256, 1, 2, 17, 43),
+        (256, 48, 3, 1, 9, 11),
+        (32, 40, 3, 2, 10, 7),
+        (96, 33, 5, 1, 8, 6),
+        (4, 64, 7, 2, 64, 96),
+        (4, 24, 3, 1, 5, 9),
+        (512, 512, 3, 1, 8, 22),
+    ],
+)
+def test_split_convolution_equals_double_precision(
+    depth: int, channels: int, size: int, stride: int, height: int, width: int
+) -> None:
+    from s4d_core.inference.split_products import split_convolution, split_parts
+
+    torch.manual_seed(0)
+    x = torch.randn(3, depth, height, width, device="cuda")
+    x[:, 0] *= 1e3  # parts of very different size
+    x[:, 1] *= 1e-4
+    weight = torch.randn(channels, depth, size, size, device="cuda") / (depth * size**2) ** 0.5
+    weight[0] *= 1e-6
+    bias = torch.randn(channels, device="cuda")
+    padding = size // 2
+    want = torch.nn.functional.conv2d(x.double(), weight.double(), bias.double(), stride, padding)
+    residual = torch.randn_like(want).float()
+    parts, finish = split_parts(weight, bias)
+    scale = torch.nn.functional.conv2d(
+        x.double().abs(), weight.double().abs(), None, stride, padding
+    )
+    scale = (scale + bias.double().abs()[:, None, None] + residual.double().abs()).clamp_min(1e-6)
+    for extra, relu in ((None, False), (residual, True)):
+        out = split_convolution(x, parts, finish, extra, relu, size, stride, padding)
+        exact = want if extra is None else want + extra
+        exact = exact.relu() if relu else exact
+        assert ((out - exact).abs() / scale).max() < 1e-6  # of the sum of absolute products
+    x[0, 0, 0, 0] = float("nan")
+    assert split_convolution(x, parts, finish, None, True, size, stride, padding).isnan().any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("rows", "keys"), [(1, 1), (37, 64), (900, 900), (900, 600)])
+def test_split_attention_equals_double_precision(rows: int, keys: int) -> None:
+    from s4d_core.attention import Attention
+    from s4d_core.inference.split_layers import SplitAttention
+
+    torch.manual_seed(0)
+    attention = Attention(512, 8, 0.1).eval().cuda()
+    torch.nn.init.normal_(attention.in_proj_weight, 0, 0.1)
+    split, exact = SplitAttention(attention), copy.deepcopy(attention).double()
+    query, key, value = (torch.randn(2, n, 512, device="cuda") for n in (rows, keys, keys))
+    visible = torch.rand(2, 1, 1, keys, device="cuda") < 0.5
+    visible[..., 0] = True
+    with use_tf32(False):
+        for given in ((query, key, value), (query, query, query)):
+            mask = visible if given[1] is key else None
+            wide = {id(x): x.double() for x in given}  # one tensor stays one tensor
+            want = exact(*(wide[id(x)] for x in given), mask)
+            plain = (attention(*given, mask) - want).abs().max()
+            error = (split(*given, mask) - want).abs().max()
+            assert error <= max(2 * plain, 2e-6 * want.abs().max()), (error, plain)
 
 
 @torch.no_grad()

@@ -42,8 +42,9 @@ def compile_inference(
         model: any mode; its weights are copied.
         batch_size: samples in every call.
         precision: "fp16": the modules of `precision.HALF_MODULES` in half, the rest and all sums
-            in float32. "fp32": no TF32 anywhere. "tf32x3": float32 whose convolutions are sums of
-            three TF32 products each, with float32's accuracy (CUDA). "tf32": one TF32 product.
+            in float32. "fp32": no TF32 anywhere. "fp32x3": float32 whose products are sums of
+            three half products on tensor cores, with float32's accuracy (CUDA, see
+            `split_products`). "tf32": one TF32 product.
         raw_size: (H, W) of the camera images that calls will bring, as uint8; None: calls bring
             normalised images of network size.
         device: where to run; None: where the model is.
@@ -51,7 +52,7 @@ def compile_inference(
         inductor: compile the head with `torch.compile` (a minute or more at the first use).
 
     Raises:
-        InvalidInputError: a graph without CUDA, tf32x3 without CUDA and Triton, or an unknown
+        InvalidInputError: a graph without CUDA, fp32x3 without CUDA and Triton, or an unknown
             precision.
     """
     target = torch.device(device) if device is not None else model.spatial_shapes.device
@@ -75,7 +76,7 @@ def compile_inference(
         to_half(copied)
     like, channels, last = _prepare_image_part(image_part, precision, on_gpu)
     if triton:
-        _use_triton(copied, image_part)
+        _use_triton(copied, image_part, precision)
     cast_at_boundaries(copied)
     images: ImageInput
     if raw_size is None:
@@ -94,9 +95,9 @@ def _check(precision: str, target: torch.device, graph: bool | None, triton: boo
         )
     if graph and target.type != "cuda":
         raise InvalidInputError(f"expected a CUDA device for graph=True, got {target}")
-    if precision == "tf32x3" and not triton:
+    if precision == "fp32x3" and not triton:
         raise InvalidInputError(
-            f"precision tf32x3 needs a CUDA device and Triton; {target} has float32: use fp32"
+            f"precision fp32x3 needs a CUDA device and Triton; {target} has float32: use fp32"
         )
 
 
@@ -117,18 +118,18 @@ def _prepare_image_part(
             dtype = torch.float16
         if on_gpu:
             channels = 8
-    if precision == "tf32x3":
+    if precision == "fp32x3":
         channels, last = 4, True
     if channels > 3:
         widen_input(graph, channels)
-    if precision == "tf32x3":
+    if precision == "fp32x3":
         split_convolutions(graph)
     if last:
         graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return torch.empty(0, dtype=dtype), channels, last
 
 
-def _use_triton(model: Sparse4D, image_part: fx.GraphModule) -> None:
+def _use_triton(model: Sparse4D, image_part: fx.GraphModule, precision: Precision) -> None:
     """Kernels for many small steps."""
     from .fused_mlp import fuse_small_networks
     from .fused_sampling import fuse_aggregation
@@ -137,6 +138,10 @@ def _use_triton(model: Sparse4D, image_part: fx.GraphModule) -> None:
     if model.head.depth_reweight is None:
         fuse_aggregation(model)
     fuse_small_networks(model)
+    if precision == "fp32x3":
+        from .split_layers import split_layers
+
+        split_layers(model.head)
 
 
 def _as_is(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -19,7 +19,7 @@ from .precision import use_tf32
 
 __all__ = ["CompiledModel", "Precision"]
 
-Precision = Literal["fp32", "tf32x3", "tf32", "fp16"]
+Precision = Literal["fp32", "fp32x3", "tf32", "fp16"]
 _WARM_UP = 3  # frames before a graph is captured: kernels are chosen and compiled in them
 
 
@@ -32,7 +32,7 @@ class CompiledModel:
     Attributes:
         config: the model's.
         batch_size: B.
-        precision: "fp32", "tf32x3", "tf32" or "fp16".
+        precision: "fp32", "fp32x3", "tf32" or "fp16".
         resize: what happens to raw images, `s4d_ops.image.ResizeCrop`, or None without raw images.
             `resize.matrix` maps raw pixels to network pixels.
     """
@@ -150,7 +150,7 @@ class CompiledModel:
         return torch.cuda.stream(self._stream)
 
     def _tf32(self) -> AbstractContextManager:
-        return use_tf32(self.precision == "tf32", self.precision in ("tf32", "tf32x3"))
+        return use_tf32(self.precision == "tf32")
 
     def _wait(self) -> None:
         if self._stream is not None:

@@ -11,7 +11,7 @@ import triton.language as tl  # type: ignore
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
-__all__ = ["add_upsampled", "max_pool_3x3", "split_channels", "split_weight"]
+__all__ = ["add_upsampled", "max_pool_3x3"]
 
 _BLOCK = 1024
 
@@ -51,21 +51,6 @@ def _max_pool(x, out, count, HEIGHT, WIDTH, CHANNELS, ROWS, COLUMNS, BLOCK: tl.c
     tl.store(out + i, best, mask=there)
 
 
-@triton.jit
-def _split(x, out, count, CHANNELS, BLOCK: tl.constexpr):
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    there = i < count
-    value = tl.load(x + i, mask=there, other=0.0)
-    # Adding half of the last bit that TF32 keeps rounds to nearest.
-    high = ((value.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
-    low = value - high
-    low = ((low.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
-    to = out + i // CHANNELS * (3 * CHANNELS) + i % CHANNELS
-    tl.store(to, high, mask=there)
-    tl.store(to + CHANNELS, low, mask=there)
-    tl.store(to + 2 * CHANNELS, high, mask=there)
-
-
 def _channels_last(*maps: Tensor) -> bool:
     return all(x.is_contiguous(memory_format=torch.channels_last) for x in maps)
 
@@ -96,26 +81,3 @@ def max_pool_3x3(x: Tensor) -> Tensor:
         *(x, out, count, height, width, channels, *size[2:]), BLOCK=_BLOCK
     )
     return out
-
-
-def split_channels(x: Tensor) -> Tensor:
-    """float32 (K, C, H, W), channels last, to (K, 3 C, H, W): [high, low, high] TF32 parts.
-
-    With `split_weight` of the weights one TF32 convolution sums three products, high x high, low x
-    high and high x low, in float32: what is left out is 2^-22 of a product, as float32 rounds off.
-    """
-    x = x.contiguous(memory_format=torch.channels_last)
-    images, channels, height, width = x.shape
-    size = (images, 3 * channels, height, width)
-    out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    count = x.numel()
-    _split[(triton.cdiv(count, _BLOCK),)](x, out, count, channels, BLOCK=_BLOCK)
-    return out
-
-
-def split_weight(weight: Tensor) -> Tensor:
-    """float32 (O, C, h, w) to (O, 3 C, h, w): [high, high, low], see `split_channels`."""
-    high = ((weight.view(torch.int32) + 4096) & -8192).view(torch.float32)
-    low = weight - high
-    low = ((low.view(torch.int32) + 4096) & -8192).view(torch.float32)
-    return torch.cat([high, high, low], dim=1)

@@ -29,18 +29,18 @@ _HIGH = tl.constexpr(-8192)  # mask of the bits that TF32 keeps
 def _product(h, high, low):
     """h @ (high + low), for weights split into TF32 parts."""
     top = (h.to(tl.int32, bitcast=True) & _HIGH).to(tl.float32, bitcast=True)
-    sum = tl.dot(h - top, high, input_precision="tf32")
-    sum = tl.dot(top, low, sum, input_precision="tf32")
-    return tl.dot(top, high, sum, input_precision="tf32")
+    small = tl.dot(h - top, high, input_precision="tf32")
+    small = tl.dot(top, low, small, input_precision="tf32")
+    return small + tl.dot(top, high, input_precision="tf32")
 
 
 @triton.jit
-def _norm(h, real, width, gain, shift, epsilon):
+def _norm(h, real, width, gain, shift, EPSILON: tl.constexpr):
     """LayerNorm of the first `width` columns; `real` marks them."""
     mean = tl.sum(h, 1) / width
     difference = tl.where(real, h - mean[:, None], 0.0)
     variance = tl.sum(difference * difference, 1) / width
-    return difference * tl.rsqrt(variance + epsilon)[:, None] * gain[None, :] + shift[None, :]
+    return difference * tl.rsqrt(variance + EPSILON)[:, None] * gain[None, :] + shift[None, :]
 
 
 @triton.jit
@@ -57,7 +57,7 @@ def _narrow(
     rows,
     in_dims,
     out_dims,
-    epsilon,
+    EPSILON: tl.constexpr,  # an argument would be float64 under Inductor
     M: tl.constexpr,
     IN: tl.constexpr,
     D: tl.constexpr,
@@ -94,7 +94,7 @@ def _narrow(
         h = tl.maximum(h, 0.0)
         if (layer + 1) % LINEARS == 0:
             row = (network * BLOCKS + layer // LINEARS) * D + c
-            h = _norm(h, real, width, tl.load(gain + row), tl.load(shift + row), epsilon)
+            h = _norm(h, real, width, tl.load(gain + row), tl.load(shift + row), EPSILON)
     tl.store(out + r[:, None] * out_dims + place + c[None, :], h, mask=there & real)
 
 
@@ -190,7 +190,8 @@ class _Networks(nn.Module):
         out = torch.empty((rows, self.total), dtype=torch.float32, device=x.device)
         _narrow[(triton.cdiv(rows, _ROWS), self.count)](
             *(flat, out, self.first, self.rest, self.bias, self.gain, self.shift),
-            *(self.widths, self.places, rows, self.in_dims, self.total, self.epsilon),
+            *(self.widths, self.places, rows, self.in_dims, self.total),
+            EPSILON=self.epsilon,
             M=_ROWS,
             IN=self.first_rows,
             D=self.channels,

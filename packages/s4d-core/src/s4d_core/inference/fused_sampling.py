@@ -31,7 +31,7 @@ def _locations(
     out,  # (B * A, P, N, 2)
     instances,
     pairs,
-    min_depth,
+    MIN_DEPTH: tl.constexpr,  # an argument would be float64 under Inductor
     BOX: tl.constexpr,
     POINTS: tl.constexpr,
     FIXED: tl.constexpr,
@@ -71,7 +71,7 @@ def _locations(
         v = _row(m + 4, px, py, pz, there)
         w = _row(m + 8, px, py, pz, there)
         # As clamp does, NaN stays NaN.
-        depth = tl.maximum(w, min_depth, propagate_nan=tl.PropagateNan.ALL)
+        depth = tl.maximum(w, MIN_DEPTH, propagate_nan=tl.PropagateNan.ALL)
         size_at = image_wh + (sample * CAMERAS + camera) * 2
         width = tl.load(size_at, mask=there, other=1.0)
         height = tl.load(size_at + 1, mask=there, other=1.0)
@@ -178,7 +178,8 @@ class FusedAggregation(nn.Module):
         pairs = batch * count * self.points
         _locations[(triton.cdiv(pairs, _PAIRS),)](
             *(learned, self.fixed, box.contiguous(), lidar2img.contiguous()),
-            *(image_wh.contiguous(), out, count, pairs, MIN_DEPTH),
+            *(image_wh.contiguous(), out, count, pairs),
+            MIN_DEPTH=MIN_DEPTH,
             BOX=BOX_DIMS,
             POINTS=self.points,
             FIXED=self.fixed.shape[0],

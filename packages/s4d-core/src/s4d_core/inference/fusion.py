@@ -150,21 +150,32 @@ def fuse_map_steps(graph: fx.GraphModule) -> None:
 
 
 def split_convolutions(graph: fx.GraphModule) -> None:
-    """Make every float32 convolution the sum of three TF32 products. Needs Triton."""
-    from .fused_maps import split_channels, split_weight
+    """Make float32 convolutions sums of three products on tensor cores. Needs Triton.
 
-    parts: dict[fx.Node, fx.Node] = {}
+    Those that the kernel does not take (groups, dilation, other numbers of channels) stay as they
+    are.
+    """
+    from .split_products import can_split, split_convolution, split_parts
+
     for node in list(graph.graph.nodes):
-        if node.target is not fused_convolution or node.args[-1] != 1:
+        if node.target is not fused_convolution:
             continue
-        image, weight_node, *rest = node.args
+        image, weight_node, bias_node, residual, relu, stride, padding, dilation, groups = node.args
         weight = _value(graph, weight_node)
         assert weight is not None
-        if image not in parts:
-            with graph.graph.inserting_after(image):
-                parts[image] = graph.graph.call_function(split_channels, (image,))
-        split = _constant(graph, f"{node.name}_split", split_weight(weight), node)
-        node.args = (parts[image], split, *rest)
+        size = weight.shape[2]
+        square = all(len(set(x)) == 1 for x in (weight.shape[2:], stride, padding))
+        plain = groups == 1 and set(dilation) == {1} and square
+        if not plain or not can_split(weight.shape[1], size):
+            continue
+        parts, finish = split_parts(weight, _value(graph, bias_node))
+        given = (
+            image,
+            _constant(graph, f"{node.name}_parts", parts, node),
+            _constant(graph, f"{node.name}_finish", finish, node),
+            *(residual, relu, size, stride[0], padding[0]),
+        )
+        _call(graph, node, split_convolution, given)
     graph.graph.eliminate_dead_code()
     graph.recompile()
 

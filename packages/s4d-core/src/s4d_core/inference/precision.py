@@ -90,12 +90,10 @@ def _cast_attention(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]
 
 
 @contextmanager
-def use_tf32(products: bool, convolutions: bool | None = None) -> Iterator[None]:
-    """Inside, float32 products on CUDA may use TF32, or may not; sums of half products are float32.
+def use_tf32(allowed: bool) -> Iterator[None]:
+    """Inside, float32 products and convolutions on CUDA may use TF32, or may not.
 
-    Args:
-        products: of matrices.
-        convolutions: None: as `products`. torch allows TF32 there unless told otherwise.
+    Sums of half products are float32 either way.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = (
@@ -104,8 +102,8 @@ def use_tf32(products: bool, convolutions: bool | None = None) -> Iterator[None]
         matmul.allow_fp16_reduced_precision_reduction,
         cudnn.benchmark,
     )
-    matmul.allow_tf32 = products
-    cudnn.allow_tf32 = products if convolutions is None else convolutions
+    matmul.allow_tf32 = allowed
+    cudnn.allow_tf32 = allowed
     matmul.allow_fp16_reduced_precision_reduction = False
     cudnn.benchmark = True
     try:
