@@ -51,12 +51,13 @@ TileChoice choose_tiles(const ConvolutionTask& task, const Device& device) {
   const int64_t tiles = (task.capacity + 16 * choice.tiles - 1) / (16 * choice.tiles);
   const int64_t wanted =
       (tiles + device.multiprocessors - 1) / device.multiprocessors * (layout.columns / width);
-  const int most = width == 64 ? (choice.tiles == 2 ? 8 : 16) : width == 32 ? 16 : 30;
+  const int block = width == 64 ? (choice.tiles == 2 ? 8 : 16) : 10;
+  const int most = width == 64 ? block : 20;
   const int warps = static_cast<int>(std::clamp<int64_t>(wanted, 4, most));
-  choice.blocks = (warps + 9) / 10;
+  choice.blocks = (warps + block - 1) / block;
   choice.warps = (warps + choice.blocks - 1) / choice.blocks;
-  choice.resident = width > 16 && bytes <= 114688;
-  choice.stage_bytes = width > 16 ? 32768 : 16384;
+  choice.resident = bytes <= 114688;
+  choice.stage_bytes = 32768;
   return choice;
 }
 

@@ -56,6 +56,32 @@ __device__ inline uint4 load_residual(const TileTask& t, int64_t row, int column
   return raw;
 }
 
+// The rare parts of `finish`, out of line: their code would be in every instance.
+static __device__ __noinline__ void add_floats(const TileTask& t, int64_t row, int column,
+                                               float (&add)[8]) {
+  const float* from = static_cast<const float*>(t.task.residual.data) + row * t.residual_stride;
+#pragma unroll
+  for (int j = 0; j < 8; ++j) add[j] = column + j < t.residual_stride ? from[column + j] : 0.0f;
+}
+
+static __device__ __noinline__ void activate(const TileTask& t, int column, float (&value)[8]) {
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    // Padding stays zero, also under a sigmoid.
+    value[j] = column + j < t.task.out_channels
+                   ? activated(value[j], t.task.activation, t.task.slope) : 0.0f;
+  }
+}
+
+static __device__ __noinline__ void store_floats(const TileTask& t, int64_t row, int column,
+                                          const float (&value)[8]) {
+  float* to = static_cast<float*>(const_cast<void*>(t.task.output.data)) + row * t.out_stride;
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    if (column + j < t.out_stride) to[column + j] = value[j];
+  }
+}
+
 // Residual, rounding, activation and the store of 8 neighbouring columns.
 __device__ inline void finish(const TileTask& t, int64_t row, int column, float (&value)[8],
                               const uint4& raw) {
@@ -73,12 +99,10 @@ __device__ inline void finish(const TileTask& t, int64_t row, int column, float 
     } else if (other.type == DType::i8) {
       load_run(reinterpret_cast<const int8_t*>(&raw), add, t.residual_unit);
     } else {
-      const int64_t at = row * t.residual_stride + column;
+      float floats[kRun];
+      add_floats(t, row, column, floats);
 #pragma unroll
-      for (int j = 0; j < kRun; ++j) {
-        add[j] = column + j < t.residual_stride
-                     ? static_cast<const float*>(other.data)[at + j] : 0.0f;
-      }
+      for (int j = 0; j < kRun; ++j) add[j] = floats[j];
     }
     if (t.residual.unit > 0.0f) {
 #pragma unroll
@@ -91,12 +115,12 @@ __device__ inline void finish(const TileTask& t, int64_t row, int column, float 
 #pragma unroll
     for (int j = 0; j < kRun; ++j) value[j] = value[j] < 0.0f ? 0.0f : value[j];
   } else if (task.activation != Activation::none) {
+    float copy[kRun];
 #pragma unroll
-    for (int j = 0; j < kRun; ++j) {
-      // Padding stays zero, also under a sigmoid.
-      value[j] = column + j < task.out_channels
-                     ? activated(value[j], task.activation, task.slope) : 0.0f;
-    }
+    for (int j = 0; j < kRun; ++j) copy[j] = value[j];
+    activate(t, column, copy);
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) value[j] = copy[j];
   }
   const int64_t at = row * t.out_stride + column;
   void* data = const_cast<void*>(task.output.data);
@@ -106,14 +130,13 @@ __device__ inline void finish(const TileTask& t, int64_t row, int column, float 
     store_run(static_cast<int8_t*>(data) + at, value, t.output.to_code);
     // Rows of codes are padded to 32, the columns of a convolution to 16.
     if (column + 16 >= t.all_columns && t.all_columns < t.out_stride) {
-      const float nothing[kRun] = {};
-      store_run(static_cast<int8_t*>(data) + at + 16, nothing, 1.0f);
+      *reinterpret_cast<uint2*>(static_cast<int8_t*>(data) + at + 16) = make_uint2(0, 0);
     }
   } else {
+    float copy[kRun];
 #pragma unroll
-    for (int j = 0; j < kRun; ++j) {
-      if (column + j < t.out_stride) static_cast<float*>(data)[at + j] = value[j];
-    }
+    for (int j = 0; j < kRun; ++j) copy[j] = value[j];
+    store_floats(t, row, column, copy);
   }
 }
 

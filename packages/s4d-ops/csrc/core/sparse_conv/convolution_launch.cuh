@@ -38,13 +38,12 @@ cudaError_t place(const ConvolutionTask& task, const PackedLayout& layout, const
   const Device device = current_device();
   if (device.error != cudaSuccess) return device.error;
   TileTask t = describe_task(task, layout);
-  t.warp_bytes = std::max(task.volume * 16 * kTiles * 4 + round_up((task.volume + 31) / 32 * 4, 16),
-                          16 * kTiles * row_floats(kColumns) * 4);
+  t.warp_bytes = std::max(task.volume * 16 * kTiles * 4, 16 * kTiles * row_floats(kColumns) * 4);
   const int slab_bytes = static_cast<int>(layout.slab_bytes);
   const int slabs = task.volume * kParts * layout.groups;
   const int groups = layout.columns / kColumns;
   const int epilogue = round_up(layout.columns * 8, 16);
-  constexpr int kMaxWarps = (kTiles * kColumns >= 128 ? 256 : 512) / 32;
+  constexpr int kMaxWarps = max_threads(kTiles, kColumns) / 32;
   int warps = std::min(choice.warps, kMaxWarps) / groups * groups;
   warps = std::max(warps, groups);
   // Fewer warps where the kernel has very many offsets.

@@ -1,11 +1,13 @@
 // The tensor-core kernel of a sparse convolution.
 //
-// A warp owns 16 or 32 output rows and 16 to 64 output channels. It reads its rows of the table,
-// notes which offsets have any input at all, and walks through those. Input rows go from global
-// memory straight into registers in operand order (each thread reads 8 or 16 bytes in a row),
-// ahead of their use, as the right operand of products whose left one is weights. Those were packed in operand order; a block keeps all of them in shared
-// memory where they fit, else streams them through a ring of stages. There are few warps and long
-// chains of dependent instructions here, so what counts is to need few instructions a step.
+// A warp owns 16 or 32 output rows and 16 to 64 output channels. It reads its rows of the table and
+// walks through all offsets: nearly each has some input for one of so many rows, and to look for those
+// that have none costs more than they do. Input rows go from global memory straight into registers in
+// operand order (each thread reads 8 or 16 bytes in a row), ahead of their use, as the right operand
+// of products whose left one is weights. Those were packed in operand order; a block keeps all of
+// them in shared memory where they fit, else streams them through a ring of stages. There are few
+// warps and long chains of dependent instructions here, so what counts is to need few instructions a
+// step.
 #pragma once
 
 #include "convolution_epilogue.cuh"
@@ -19,10 +21,15 @@ constexpr int kRing = 4;  // stages in shared memory when the weights do not fit
 // over the banks.
 __host__ __device__ constexpr int row_floats(int columns) { return columns + 4; }
 
+// Of a block; narrow kernels get registers for two such blocks on a multiprocessor.
+__host__ __device__ constexpr int max_threads(int tiles, int columns) {
+  return columns < 64 ? 320 : tiles * columns >= 128 ? 256 : 512;
+}
+
 // kPiece: bytes of depth of a slab, 32 or 64; kParts: slabs of an offset that are worked on
 // together. kTiles: 16-row tiles of a warp. kColumns: output channels of a warp.
 template <class Sum, int kPiece, int kParts, int kTiles, int kColumns, bool kResident>
-__global__ void __launch_bounds__(kTiles * kColumns >= 128 ? 256 : 512)
+__global__ void __launch_bounds__(max_threads(kTiles, kColumns), kColumns < 64 && kParts == 1 ? 2 : 1)
     tile_kernel(const __grid_constant__ TileTask t) {
   constexpr int kRows = 16 * kTiles;
   constexpr int kHeld = 2 * kTiles;           // rows of a thread
@@ -30,7 +37,9 @@ __global__ void __launch_bounds__(kTiles * kColumns >= 128 ? 256 : 512)
   constexpr int kSteps = kPiece / 32;         // products over a slab
   constexpr int kWords = kPiece / 16;         // words of a thread, row and slab
   constexpr int kRowFloats = row_floats(kColumns);
-  constexpr int kAhead = kParts == 1 ? 3 : kParts == 2 ? 2 : 1;  // offsets whose input is under way
+  // Offsets whose input is under way.
+  constexpr int kAhead = kParts == 4 ? 1 : kParts == 2 ? 2
+                         : kPiece == 64 ? (kColumns < 64 ? 2 : 3) : kColumns == 16 ? 4 : 3;
   extern __shared__ __align__(16) unsigned char shared[];
   const ConvolutionTask& task = t.task;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
@@ -99,7 +108,6 @@ __global__ void __launch_bounds__(kTiles * kColumns >= 128 ? 256 : 512)
   if (!task.settled_weights) fetch_constants();
 
   int* source = reinterpret_cast<int*>(shared + t.table_offset + warp * t.warp_bytes);
-  unsigned* active = reinterpret_cast<unsigned*>(source + volume * kRows);
   if (!kResident) meet();  // scale and bias
 
   int ready = 0;  // ring stages passed by this warp's barrier
@@ -123,30 +131,20 @@ __global__ void __launch_bounds__(kTiles * kColumns >= 128 ? 256 : 512)
         const int half = kTiles == 1 ? lane >> 4 : 0;
         constexpr int step = kTiles == 1 ? 2 : 1;
         const bool real = tile * kRows + row < count;
-        const int64_t capacity = task.capacity;
-        const int32_t* entry = task.table + tile * kRows + row + half * capacity;
-        int* to = source + half * kRows + (row & 7) * kHeld + (row >> 3);
-        for (int word = 0; word < volume; word += 32) {
-          unsigned bits = 0;
-          const int end = min(volume - word, 32);
+        const int32_t* entry = task.table + tile * kRows + row + half * task.capacity;
+        int* const mine = source + half * kRows + (row & 7) * kHeld + (row >> 3);
 #pragma unroll 9
-          for (int k = 0; k < end; k += step) {
-            const bool here = real && k + half < end;
-            const int in = here ? *entry : -1;
-            entry += step * capacity;
-            const unsigned any = __ballot_sync(~0u, in >= 0);
-            if (kTiles == 1) {
-              if (k + half < end) *to = in;
-              bits |= (any & 0xffffu ? 1u : 0u) << k;
-              bits |= (any >> 16 ? 2u : 0u) << k;
-            } else {
-              *to = in;
-              bits |= (any ? 1u : 0u) << k;
-            }
-            to += step * kRows;
+        for (int k = half; k < volume; k += step) {
+          int* to = mine + (k - half) * kRows;
+          if (real) {
+            copy_4(to, entry);
+          } else {
+            *to = -1;
           }
-          if (lane == 0) active[word >> 5] = bits;
+          entry += step * task.capacity;
         }
+        commit_copies();
+        wait_copies<0>();
       }
       __syncwarp();
     }
@@ -184,13 +182,17 @@ __global__ void __launch_bounds__(kTiles * kColumns >= 128 ? 256 : 512)
           in[0] = x.x, in[1] = x.y;
         }
       };
-      const auto fetch = [&](const int (&in)[kHeld], int part, uint32_t (&to)[kHeld][kWords]) {
+      const auto fetch = [&](int k, uint32_t (&to)[kParts][kHeld][kWords]) {
+        int in[kHeld];
+        rows_of(min(k, volume - 1), in);
 #pragma unroll
         for (int i = 0; i < kHeld; ++i) {
           const unsigned char* from =
-              features + uint64_t{static_cast<unsigned>(in[i])} * static_cast<unsigned>(t.row_bytes) +
-              part * kPiece;
-          load_words(to[i], from, in[i] >= 0);
+              features + uint64_t{static_cast<unsigned>(in[i])} * static_cast<unsigned>(t.row_bytes);
+#pragma unroll
+          for (int p = 0; p < kParts; ++p) {
+            load_words(to[p][i], from + p * kPiece, in[i] >= 0 && k < volume);
+          }
         }
       };
       const auto compute = [&](const unsigned char* slab, const uint32_t (&x)[kHeld][kWords]) {
@@ -212,54 +214,31 @@ __global__ void __launch_bounds__(kTiles * kColumns >= 128 ? 256 : 512)
           shared + column_group * (kColumns * kPiece) + lane * 16;
 
       for (int group = 0; group < t.groups; ++group) {
-        for (int word = 0; word < volume; word += 32) {
-          unsigned rest = active[word >> 5];
-          const auto take = [&] {
-            const int k = rest ? word + __ffs(static_cast<int>(rest)) - 1 : -1;
-            rest &= rest - 1;
-            return k;
-          };
-          int offset[kAhead];
+#pragma unroll
+        for (int d = 0; d < kAhead; ++d) fetch(d, input[d]);
+        const unsigned char* weights = operand + group * volume * kParts * slab_bytes;
+        for (int first_k = 0; first_k < volume; first_k += kAhead) {
 #pragma unroll
           for (int d = 0; d < kAhead; ++d) {
-            offset[d] = take();
-            if (offset[d] >= 0) {
-              int in[kHeld];
-              rows_of(offset[d], in);
+            const int k = first_k + d;
+            if (k >= volume) break;
 #pragma unroll
-              for (int p = 0; p < kParts; ++p) fetch(in, p, input[d][p]);
-            }
-          }
-          bool more = true;
-          while (more) {
-#pragma unroll
-            for (int d = 0; d < kAhead; ++d) {
-              const int now = offset[d];
-              if (now < 0) {
-                more = false;
-                break;
-              }
-              offset[d] = take();
-              int in[kHeld];
-              rows_of(max(offset[d], 0), in);
-              const int slab = (group * volume + now) * kParts;
-              const unsigned char* b = operand + slab * slab_bytes;
-#pragma unroll
-              for (int p = 0; p < kParts; ++p) {
-                if constexpr (!kResident) {
-                  while (slab + p >= slab_end) {
-                    advance();
-                    slab_end += t.stage_slabs;
-                  }
-                  const int place = slab + p - slab_end + t.stage_slabs +
-                                    (ready - 1) % kRing * t.stage_slabs;
-                  compute(operand + place * slab_bytes, input[d][p]);
-                } else {
-                  compute(b + p * slab_bytes, input[d][p]);
+            for (int p = 0; p < kParts; ++p) {
+              if constexpr (!kResident) {
+                const int slab = (group * volume + k) * kParts + p;
+                if (slab >= slab_end) {
+                  advance();
+                  slab_end += t.stage_slabs;
                 }
-                if (offset[d] >= 0) fetch(in, p, input[d][p]);
+                const int place = slab - slab_end + t.stage_slabs +
+                                  (ready - 1) % kRing * t.stage_slabs;
+                compute(operand + place * slab_bytes, input[d][p]);
+              } else {
+                compute(weights, input[d][p]);
+                weights += slab_bytes;
               }
             }
+            fetch(k + kAhead, input[d]);
           }
         }
         features += kParts * kPiece;
@@ -281,7 +260,7 @@ __global__ void __launch_bounds__(kTiles * kColumns >= 128 ? 256 : 512)
         }
       }
       __syncwarp();
-      finish_tile<kColumns == 16 ? 2 : 4>(
+      finish_tile<2>(
           t, tile * kRows, min(kRows, count - tile * kRows), column_base + column_group * kColumns,
           kColumns == 16 ? 1 : kColumns == 32 ? 2 : 3, kRowFloats, rows,
           scale + column_group * kColumns, bias + column_group * kColumns, lane, 32);

@@ -107,9 +107,11 @@ __global__ void __launch_bounds__(kGroups * kGroup, 3 - kGroups)
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) load_weights(to[s], from + s / 2 * 64 * columns + s % 2 * 2048);
   };
-  const auto fetch_constants = [&] {
+  const auto fetch_first = [&] {
     fetch(0, left[0]);
     if (volume > 1) fetch(1, left[1]);
+  };
+  const auto fetch_constants = [&] {
     for (int i = threadIdx.x; i < columns; i += threads) {
       const int column = column_base + i;
       const bool real = column < task.out_channels;
@@ -117,9 +119,13 @@ __global__ void __launch_bounds__(kGroups * kGroup, 3 - kGroups)
       bias[i] = real && task.bias ? task.bias[column] : 0.0f;
     }
   };
-  if (task.settled_weights) fetch_constants();
+  if (task.settled_weights) {
+    fetch_first();
+    fetch_constants();
+  }
   wait_for_kernels();
   allow_next_kernel();
+  if (!task.settled_weights) fetch_constants();
 
   const int count = static_cast<int>(min(int64_t{*task.out_count}, task.capacity));
   const int tiles = (count + kRows - 1) / kRows;
@@ -134,15 +140,21 @@ __global__ void __launch_bounds__(kGroups * kGroup, 3 - kGroups)
 
   bool fetched = task.settled_weights;
   for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    if (!fetched) fetch_constants();
+    if (!fetched) fetch_first();
     fetched = false;
     const int base = tile * kRows;
     __syncthreads();  // the tile before is done with shared memory
 #pragma unroll 4
     for (int i = threadIdx.x; i < volume * kRows; i += threads) {
       const int k = i / kRows, row = base + i % kRows;
-      source[i] = row < count ? __ldg(task.table + k * task.capacity + row) : -1;
+      if (row < count) {
+        copy_4(source + i, task.table + k * task.capacity + row);
+      } else {
+        source[i] = -1;
+      }
     }
+    commit_copies();
+    wait_copies<0>();
     __syncthreads();
 
     int issued = 0, issue_stage = 0;
@@ -150,12 +162,18 @@ __global__ void __launch_bounds__(kGroups * kGroup, 3 - kGroups)
       if (issued < volume) {
         const int* in = source + issued * kRows + first_row;
         const uint32_t to = place + issue_stage * kStageBytes;
+        constexpr int kMine = (kRows + row_step - 1) / row_step;
+        int mine[kMine];
 #pragma unroll
-        for (int i = 0; i < (kRows + row_step - 1) / row_step; ++i) {
+        for (int i = 0; i < kMine; ++i) {
+          if (kRows % row_step == 0 || first_row + i * row_step < kRows) mine[i] = in[i * row_step];
+        }
+#pragma unroll
+        for (int i = 0; i < kMine; ++i) {
           if (kRows % row_step == 0 || first_row + i * row_step < kRows) {
-            const int row = in[i * row_step];
             gather_16(to + i * row_step * kSpan,
-                      features + uint64_t{static_cast<unsigned>(row)} * kRowBytes, row >= 0);
+                      features + uint64_t{static_cast<unsigned>(mine[i])} * kRowBytes,
+                      mine[i] >= 0);
           }
         }
       }
@@ -210,7 +228,7 @@ __global__ void __launch_bounds__(kGroups * kGroup, 3 - kGroups)
       sums[row * row_floats + channel + i / 2 % 2 * 8] = static_cast<float>(acc[i]);
     }
     __syncthreads();
-    finish_tile<4>(t, base, min(kRows, count - base), column_base, kGroups == 2 ? 4 : 3, row_floats, sums, scale, bias, threadIdx.x, threads);
+    finish_tile<2>(t, base, min(kRows, count - base), column_base, kGroups == 2 ? 4 : 3, row_floats, sums, scale, bias, threadIdx.x, threads);
   }
 }
 

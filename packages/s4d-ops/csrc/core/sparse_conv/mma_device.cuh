@@ -77,6 +77,15 @@ __device__ inline void copy_16(void* to, const void* from) {
 #endif
 }
 
+__device__ inline void copy_4(void* to, const void* from) {
+#if __CUDA_ARCH__ >= 800
+  const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(at), "l"(from) : "memory");
+#else
+  *static_cast<int*>(to) = *static_cast<const int*>(from);
+#endif
+}
+
 __device__ inline void commit_copies() {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.commit_group;" ::: "memory");
