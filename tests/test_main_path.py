@@ -11,6 +11,7 @@ import torch
 
 from s4d_core import decode, load_checkpoint
 from s4d_export.cli import main as s4d_export
+from s4d_export.images import dataset_images
 from s4d_runtime import Pipeline
 from s4d_runtime.cli import main as s4d_run
 from s4d_runtime.drive import frames_of
@@ -24,6 +25,18 @@ def test_verify_says_that_graph_and_checkpoint_agree(
     arguments = ["--frames", "4", "--data", str(world)]
     assert s4d_export(["verify", str(checkpoint), str(artifact), *arguments]) == 0
     assert "boxes" in capsys.readouterr().out
+
+
+def test_an_index_gives_the_calibration_the_images_of_its_data_set(
+    checkpoint: Path, world: Path, tmp_path: Path
+) -> None:
+    index = tmp_path / "index"
+    assert s4d_train(["convert", str(world), "--out", str(index), "--quiet"]) == 0
+    config = load_checkpoint(checkpoint).config
+    raw, converted = (list(dataset_images(config, folder, 2)) for folder in (world, index))
+    assert len(raw) == len(converted) == 2
+    for first, second in zip(raw, converted, strict=True):
+        np.testing.assert_array_equal(first, second)
 
 
 def test_drive_writes_results_with_track_ids_and_pictures(

@@ -218,7 +218,7 @@ def test_images_of_a_data_set_and_of_its_index(exported, keyframe, tmp_path):
     index.mkdir()
     names = sorted(cameras)  # another order than the model's
     files = [str(cameras[name].path.relative_to(keyframe)) for name in names]
-    np.save(index / "camera_file.npy", np.array([files]))
+    np.save(index / "camera_file.npy", np.char.encode([files], "utf-8"))
     header = {"format": 1, "root": str(keyframe), "cameras": names}
     (index / "index.json").write_text(json.dumps(header))
     (same,) = dataset_images(config, index, 4)

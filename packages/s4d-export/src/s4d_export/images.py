@@ -87,7 +87,8 @@ def _index_rows(config: Sparse4DConfig, folder: Path) -> list[list[Path]]:
     try:
         header = json.loads((folder / "index.json").read_text())
         version, names, root = header["format"], list(header["cameras"]), Path(header["root"])
-        files = np.load(folder / "camera_file.npy", allow_pickle=False)
+        # The index keeps names as bytes, UTF-8.
+        files = np.char.decode(np.load(folder / "camera_file.npy", allow_pickle=False), "utf-8")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise QuantizationError(
             f"{str(folder)!r} holds no readable index ({error}); make it anew with "
