@@ -231,9 +231,10 @@ class Program : public CallList {
   }
 
   // Rows of float32 as two halves each, side by side.
-  void split(Address from, Address count, int64_t capacity, int32_t channels, Address to) {
+  void split(Address from, Address count, int64_t capacity, int32_t channels, Address to,
+             bool overlap) {
     add("split_rows", [=](cudaStream_t s) {
-      return split_rows(at<float>(from), ints(count), capacity, channels, at(to), s);
+      return split_rows(at<float>(from), ints(count), capacity, channels, at(to), overlap, s);
     });
   }
 

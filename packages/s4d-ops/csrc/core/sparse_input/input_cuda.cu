@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "../sparse_conv/convolution_cuda.h"
+#include "../sparse_conv/overlap.cuh"
 #include "input_cuda.h"
 
 namespace s4d::sparse::cuda {
@@ -45,6 +46,8 @@ __device__ __half2 halves_of(float x) {
 // A thread takes four neighbouring channels.
 __global__ void split_kernel(const float4* from, const int32_t* count, int32_t capacity,
                              int32_t channels, int32_t pieces, __half* to, int32_t to_stride) {
+  allow_next_kernel();
+  wait_for_kernels();
   const int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   const int64_t row = at / pieces;
   if (row >= min(*count, capacity)) return;
@@ -105,15 +108,15 @@ cudaError_t count_not_finite(const void* features, DType type, const int32_t* co
 }
 
 cudaError_t split_rows(const float* from, const int32_t* count, int64_t capacity, int32_t channels,
-                       void* to, cudaStream_t stream) {
+                       void* to, bool overlap, cudaStream_t stream) {
   if (capacity < 0 || capacity > INT32_MAX / 4 || channels < 1) return cudaErrorInvalidValue;
   if (capacity == 0) return cudaSuccess;
   const int32_t pieces = padded_channels(DType::f32, channels) / 4;
   const auto blocks = static_cast<unsigned>((capacity * pieces + kThreads - 1) / kThreads);
-  split_kernel<<<blocks, kThreads, 0, stream>>>(
-      reinterpret_cast<const float4*>(from), count, static_cast<int32_t>(capacity), channels,
-      pieces, static_cast<__half*>(to), padded_channels(DType::f16, 2 * channels));
-  return cudaGetLastError();
+  return launch_overlapped(split_kernel, dim3(blocks), dim3(kThreads), 0, overlap, stream,
+                           reinterpret_cast<const float4*>(from), count,
+                           static_cast<int32_t>(capacity), channels, pieces,
+                           static_cast<__half*>(to), padded_channels(DType::f16, 2 * channels));
 }
 
 }  // namespace s4d::sparse::cuda

@@ -26,8 +26,8 @@ cudaError_t guard_counts(int32_t* counts, int32_t number, const int32_t* lost, i
 // Rows of `channels` float32, padded as such, become rows of 2 * channels half, padded as such: each
 // value rounded to half, and beside it what the rounding left, again as half. A half convolution with
 // its weights twice over then reads the values to 22 bits. Values beyond half's range are cut to
-// twice that range.
+// twice that range. `overlap` as ConvolutionTask::overlap.
 cudaError_t split_rows(const float* from, const int32_t* count, int64_t capacity, int32_t channels,
-                       void* to, cudaStream_t stream);
+                       void* to, bool overlap, cudaStream_t stream);
 
 }  // namespace s4d::sparse::cuda

@@ -215,10 +215,11 @@ class Recording:
             width = self._native.padded_channels("float16", 2 * channels)
             buffer = self._buffer(f"{name} halves", 2 * width * self._rows_of(level))
             self._halves[name] = buffer
+            number = len(self._calls)
             self._record(
                 lambda program: program.split_rows(
                     self._at(self.tensors[name]), self._count(level), self._rows_of(level),
-                    channels, self._at(buffer),
+                    channels, self._at(buffer), number != self._meet,
                 ),
                 self._tensor(name), buffer,
             )  # fmt: skip
