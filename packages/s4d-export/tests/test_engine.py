@@ -66,7 +66,7 @@ def in_precision(exported, precision, folder):
 @pytest.mark.parametrize("precision", KNOWN_WARNINGS)
 def test_standard_graph_becomes_an_engine(exported, tensorrt, tmp_path, precision):
     source = in_precision(exported, precision, tmp_path)
-    log = build_engine(source, tmp_path / "engine.s4d", BuildOptions(workspace_mib=512))
+    log = build_engine(source, tmp_path / "engine.s4d", BuildOptions("x86", 512))
     assert {text.strip() for text in log["warnings"]} == set(KNOWN_WARNINGS[precision])
     types = {kind for layer in log["layers"] for kind in layer["types"]}
     assert ("HALF" in types) == ("fp16" in precision) and "FLOAT" in types
@@ -104,6 +104,22 @@ def test_refusals(exported, tmp_path, monkeypatch, capsys, code, words):
     assert main(command) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and words in error and error.count("\n") == 1
+    assert not (tmp_path / "e.s4d").exists()
+
+
+def test_targets(exported, tmp_path, monkeypatch, capsys):
+    artifact = str(exported.artifacts["standard"])
+    command = ["engine", artifact, "-o", str(tmp_path / "e.s4d"), "--target"]
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    for name, words in (("orin-jetpack6", "is built there"), ("orinn", "expected a target of")):
+        assert main([*command, name]) == 1
+        error = capsys.readouterr().err
+        assert words in error and error.startswith("error: ") and error.count("\n") == 1
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    (tmp_path / "fake").mkdir()
+    fake_tensorrt(tmp_path / "fake", monkeypatch, "__version__ = '11.4.1'")
+    assert main([*command, "orin-jetpack6"]) == 1
+    assert "expected TensorRT 10 for orin-jetpack6, got 11.4.1" in capsys.readouterr().err
     assert not (tmp_path / "e.s4d").exists()
 
 

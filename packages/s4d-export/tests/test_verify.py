@@ -188,6 +188,7 @@ def _cut_frame(listed, ids=None):
         "labels": np.zeros(len(rows), np.int32),
         "track_ids": numbers[rows],
         "cut.listed": values[rows],
+        "cut.label_lead": np.where(rows == 1, np.float32(1e-7), np.float32(0.2)),
         "cut.boxes": place,
         "cut.scores": fused,
         "cut.labels": np.zeros(5, np.int64),
@@ -210,6 +211,15 @@ def test_a_tie_at_the_cut_by_class_score_is_no_error_and_a_wrong_choice_is():
     comparison = Comparison(TOLERANCES["fp32"])
     comparison.add(expected, _cut_frame([0, 2, 3]))  # 1 was far from the cut
     assert comparison.result()["unmatched"] == 1
+
+
+def test_a_label_is_wrong_only_where_one_class_was_ahead():
+    for row, wrong in ((1, 0), (0, 1)):
+        got = _cut_frame([0, 1, 2])
+        got["labels"][got["track_ids"] == row] = 3
+        comparison = Comparison(TOLERANCES["fp32"])
+        comparison.add(_cut_frame([0, 1, 2]), got)
+        assert comparison.result()["labels_wrong"] == wrong
 
 
 def test_an_instance_that_a_tie_exchanged_stays_exchanged():
@@ -263,3 +273,4 @@ def test_what_the_reference_tells_about_its_cuts(exported):
         rows = [found[int(n)] for n in frame["track_ids"]]
         assert np.array_equal(frame["cut.boxes"][rows], frame["boxes"])
         assert np.array_equal(frame["cut.values"][rows], frame["cut.listed"])
+        assert (frame["cut.label_lead"] >= 0).all() and frame["cut.label_lead"].max() > 1e-3

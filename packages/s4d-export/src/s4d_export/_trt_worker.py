@@ -48,6 +48,11 @@ def load_tensorrt() -> ModuleType:
 def build(folder: Path, order: dict[str, Any]) -> dict[str, Any]:
     """Parse and build; returns the build log."""
     trt = load_tensorrt()
+    major = int(trt.__version__.split(".")[0])
+    if major not in order["majors"]:
+        expected = " or ".join(str(number) for number in order["majors"])
+        name = order["target"] or "this machine"
+        raise BuildError(f"expected TensorRT {expected} for {name}, got {trt.__version__}")
     logger = make_logger(trt)
     try:
         builder = trt.Builder(logger)

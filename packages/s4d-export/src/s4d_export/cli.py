@@ -123,7 +123,15 @@ def _add_engine(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     command.add_argument("artifact")
     command.add_argument("-o", "--output", required=True, metavar="NAME.s4d")
-    command.add_argument("--workspace", type=_positive, default=4096, metavar="MIB")
+    command.add_argument(
+        "--target",
+        metavar="NAME",
+        help="x86, orin-jetpack6, orin-jetpack7 or thor-jetpack7: check that this machine is of "
+        "that kind, and take its settings (default: whatever this machine is)",
+    )
+    command.add_argument(
+        "--workspace", type=_positive, metavar="MIB", help="scratch memory (default: the target's)"
+    )
     command.add_argument("--timing-cache", metavar="FILE", help="read and update this cache")
     command.add_argument(
         "--version-compatible", action="store_true", help="run with later TensorRT releases too"
@@ -243,6 +251,7 @@ def _engine(options: argparse.Namespace) -> int:
         options.artifact,
         options.output,
         BuildOptions(
+            target=options.target,
             workspace_mib=options.workspace,
             timing_cache=options.timing_cache,
             version_compatible=options.version_compatible,

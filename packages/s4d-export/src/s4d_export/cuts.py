@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from s4d_core.decode import decode_ranked
 
 from .matching import Rows, match_rows
 
-__all__ = ["detection_ties", "frame_cuts", "joined_ties"]
+__all__ = ["detection_ties", "frame_cuts", "joined_ties", "sure_labels"]
 
 Table = Mapping[str, NDArray[Any]]
 PREFIX = "cut."  # of the entries beside the graph's outputs
@@ -31,7 +32,8 @@ def frame_cuts(out: FrameOutput, config: Sparse4DConfig) -> dict[str, NDArray[An
     """What the three cuts of a frame were decided by, batch 1.
 
     Returns:
-        ``cut.listed`` (K,) class scores of the detections, in their order; ``cut.boxes`` (R, 10),
+        ``cut.listed`` (K,) class scores of the detections, in their order, and ``cut.label_lead``
+        by how much each beat the instance's second best class; ``cut.boxes`` (R, 10),
         ``cut.scores``, ``cut.labels``, ``cut.track_ids``, ``cut.values`` (R,): all that could
         have been a detection, listed or not, and its class score; ``cut.joined`` ids of the
         instances that joined the carried ones and ``cut.joined_lead`` by how much their class
@@ -43,8 +45,10 @@ def frame_cuts(out: FrameOutput, config: Sparse4DConfig) -> dict[str, NDArray[An
     everything = cls.shape[1] * (1 if config.decode_classes == "best" else cls.shape[2])
     every = decode_ranked(*arguments, config.replace(num_output=everything))
     ids, lead = _joined(out, config)
+    listed = decode_ranked(*arguments, config)
     found = {
-        "listed": decode_ranked(*arguments, config).own_scores,
+        "listed": listed.own_scores,
+        "label_lead": _label_lead(cls, listed.track_ids, out.track_ids, config),
         "boxes": every.boxes,
         "scores": every.scores,
         "labels": every.labels,
@@ -66,6 +70,17 @@ def _joined(out: FrameOutput, config: Sparse4DConfig) -> tuple[Tensor, Tensor]:
     value = first.amax(dim=-1).sigmoid()
     rest = value.scatter(1, index, -1.0).amax(dim=1, keepdim=True)
     return out.track_ids[:, config.num_temporal :], value.gather(1, index) - rest
+
+
+def _label_lead(cls: Tensor, listed: Tensor, ids: Tensor, config: Sparse4DConfig) -> Tensor:
+    """(1, K) distance to the second class; infinite where every class is listed or ids tell
+    nothing."""
+    unique = config.num_temporal and bool((ids >= 0).all())
+    if config.decode_classes != "best" or cls.shape[2] < 2 or not unique:
+        return torch.full_like(listed, torch.inf, dtype=cls.dtype)
+    best = cls.sigmoid().topk(2, dim=-1).values
+    row = (listed[:, :, None] == ids[:, None, :]).to(torch.uint8).argmax(dim=-1)
+    return (best[..., 0] - best[..., 1]).gather(1, row)
 
 
 def joined_ties(reference: Table, margin: float) -> set[int]:
@@ -107,3 +122,11 @@ def detection_ties(
     explained = np.zeros(len(left_b), bool)
     explained[match_rows(rows, left, radius).second] = True
     return listed[left_a] - best <= margin, explained
+
+
+def sure_labels(reference: Table, rows: NDArray[Any], margin: float) -> NDArray[np.bool_]:
+    """Of which detections the reference's class beat the second by more than `margin`."""
+    if PREFIX + "label_lead" not in reference:
+        return np.ones(len(rows), bool)
+    sure: NDArray[np.bool_] = reference[PREFIX + "label_lead"][rows] > margin
+    return sure

@@ -21,6 +21,7 @@ from s4d_runtime.artifact import read_artifact, write_artifact
 
 from .artifact import check_destination
 from .errors import EngineBuildError, UnwritableOutputError
+from .targets import TARGETS, Target, find_target
 
 __all__ = ["BuildOptions", "build_engine"]
 
@@ -30,14 +31,16 @@ class BuildOptions:
     """What TensorRT is asked for. Precision is not among it: the graph is typed.
 
     Attributes:
-        workspace_mib: upper limit of scratch memory while building, MiB.
+        target: a name of ``targets.TARGETS`` that this machine must be; None: whatever it is.
+        workspace_mib: upper limit of scratch memory while building, MiB; None: the target's.
         timing_cache: file to read measured kernels from and write them to; None: no cache.
         version_compatible: runs with later TensorRT releases too (10 on 11), at some speed.
         hardware_compatible: runs on every GPU from Ampere on, at some speed.
         embed_plugin: put the operator library into the engine; the target then needs no copy.
     """
 
-    workspace_mib: int = 4096
+    target: str | None = None
+    workspace_mib: int | None = None
     timing_cache: str | None = None
     version_compatible: bool = False
     hardware_compatible: bool = False
@@ -62,8 +65,9 @@ def build_engine(
         MissingLibraryError: the artifact needs the plugin library, which is not installed.
         UnwritableOutputError: the result cannot be written; nothing is left behind.
     """
-    target = check_destination(output)
+    path = check_destination(output)
     options = options or BuildOptions()
+    target = find_target(options.target) if options.target else TARGETS["x86"]
     with read_artifact(artifact) as opened:
         manifest = opened.manifest
         if manifest.kind != "onnx":
@@ -78,7 +82,7 @@ def build_engine(
 
         plugin = str(library_path("tensorrt"))
     with tempfile.TemporaryDirectory(prefix="s4d-engine-") as folder:
-        engine, log = _run_worker(Path(folder), graph, plugin, options)
+        engine, log = _run_worker(Path(folder), graph, plugin, options, target)
         described = msgspec.structs.replace(
             manifest,
             kind="engine",
@@ -86,19 +90,21 @@ def build_engine(
         )
         kept["build_log.json"] = json.dumps(log, indent=1).encode()
         try:
-            write_artifact(target, described, {**kept, "model.engine": engine})
+            write_artifact(path, described, {**kept, "model.engine": engine})
         except OSError as error:
             raise UnwritableOutputError(
-                f"cannot write {str(target)!r}: {error.strerror or error}; nothing was left behind"
+                f"cannot write {str(path)!r}: {error.strerror or error}; nothing was left behind"
             ) from None
     return log
 
 
 def _run_worker(
-    folder: Path, graph: bytes, plugin: str | None, options: BuildOptions
+    folder: Path, graph: bytes, plugin: str | None, options: BuildOptions, target: Target
 ) -> tuple[Path, dict[str, Any]]:
     (folder / "model.onnx").write_bytes(graph)
     order = {"plugin": plugin, **asdict(options)}
+    order["workspace_mib"] = options.workspace_mib or target.workspace_mib
+    order["majors"] = target.tensorrt
     if options.timing_cache is not None:
         order["timing_cache"] = str(Path(options.timing_cache).resolve())
     (folder / "order.json").write_text(json.dumps(order))
