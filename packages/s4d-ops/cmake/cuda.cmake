@@ -49,7 +49,11 @@ target_compile_options(s4d_core_cuda PRIVATE
 
 # Warpgroup instructions of compute capability 9.0 are only in the target sm_90a, whatever else is
 # built for 9.0. Other devices, and builds without this, take kernels that run on any.
-if(CMAKE_CUDA_ARCHITECTURES MATCHES "(^|;)90|all|native"
+set(S4D_BUILT_FOR ${CMAKE_CUDA_ARCHITECTURES})
+if(S4D_BUILT_FOR STREQUAL "native")
+  set(S4D_BUILT_FOR ${CMAKE_CUDA_ARCHITECTURES_NATIVE})
+endif()
+if(S4D_BUILT_FOR MATCHES "(^|;)90|all"
    AND CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.0)
   add_library(s4d_core_wgmma OBJECT csrc/core/sparse_conv/convolution_wgmma_cuda.cu)
   set_target_properties(s4d_core_wgmma PROPERTIES CUDA_ARCHITECTURES OFF)
