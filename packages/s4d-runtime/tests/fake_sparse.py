@@ -287,7 +287,9 @@ class FakeProgram:
         number = min(int(ints(count, 1)[0]), capacity)
         write(to, matrix(source, number, channels), capacity)
 
-    def do_split_rows(self, source: int, count: int, capacity: int, channels: int, to: int) -> None:
+    def do_split_rows(
+        self, source: int, count: int, capacity: int, channels: int, to: int, overlap: bool
+    ) -> None:
         number = min(int(ints(count, 1)[0]), capacity)
         values = matrix((source, "float32", 0.0), capacity, channels)[:number]
         high = np.clip(values, -65504, 65504).astype(np.float16)
