@@ -90,6 +90,11 @@ def test_lidar_errors(model, tmp_path, capsys):
     assert main(["lidar", str(tmp_path)]) == 2
 
 
+def test_camera_commands_say_what_a_lidar_model_is(model, capsys):
+    assert main(["bench", str(model)]) == 1
+    assert "LiDAR encoder; `s4d-run lidar`" in capsys.readouterr().err
+
+
 def test_compare(tmp_path, capsys):
     rng = np.random.default_rng(0)
     sites = np.stack([np.zeros(50), *np.unravel_index(rng.permutation(900)[:50], (9, 10, 10))], 1)

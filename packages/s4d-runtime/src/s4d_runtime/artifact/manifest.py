@@ -111,8 +111,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return MODEL_MEMBER[self.kind]
 
 
-class _FormatOnly(msgspec.Struct):
+class _Head(msgspec.Struct):
     format: Any = None
+    kind: Any = None
 
 
 def decode_manifest(data: bytes) -> Manifest:
@@ -121,16 +122,21 @@ def decode_manifest(data: bytes) -> Manifest:
     Raises:
         ArtifactFormatError: another format number than ``ARTIFACT_FORMAT``.
         ManifestError: not JSON, a field is missing, unknown or of the wrong type, or
-            ``check_manifest`` objects.
+            ``check_manifest`` objects; it is a LiDAR encoder's.
     """
     try:
-        number = msgspec.json.decode(data, type=_FormatOnly).format
+        head = msgspec.json.decode(data, type=_Head)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise ManifestError(f"the manifest is not a JSON object: {error}") from None
-    if type(number) is not int or number != ARTIFACT_FORMAT:
+    if type(head.format) is not int or head.format != ARTIFACT_FORMAT:
         raise ArtifactFormatError(
-            f"expected artifact format {ARTIFACT_FORMAT}, got {_short(number)}; "
+            f"expected artifact format {ARTIFACT_FORMAT}, got {_short(head.format)}; "
             "export the model again or install a matching s4d-runtime"
+        )
+    if head.kind == "lidar":
+        raise ManifestError(
+            "expected a camera model, this is a LiDAR encoder; `s4d-run lidar` and "
+            "s4d_runtime.lidar.SparseEngine run it, `s4d-run inspect` shows it"
         )
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
