@@ -25,7 +25,6 @@ from ..errors import (
 )
 from .base import EngineOptions
 from .device import DeviceBackend
-from .fusion import FusedModel, fuse_model
 from .ort_common import DISABLED_OPTIMIZERS, check_session, first_line, register_plugin
 
 if TYPE_CHECKING:
@@ -104,13 +103,15 @@ class OnnxRuntimeCuda(DeviceBackend):
         if hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # CUDA and cuDNN from pip packages, where they are
         self._tf32 = options.tf32
-        model = FusedModel(artifact.read_model())
+        data = artifact.read_model()
+        half = artifact.manifest.precision == "fp16"
         if options.fuse:
-            model = fuse_model(model.model)
-        self._fused = model.convolutions, model.chains
-        # A graph without convolutions of ONNX Runtime's own is the faster in its own layout.
-        fused = model.convolutions > 0 and model.others == 0
-        half = artifact.manifest.precision == "fp16" and not fused
+            from .fusion import fuse_model  # here, because importing the package must stay quick
+
+            data, convolutions, chains, others = fuse_model(data)
+            self._fused = convolutions, chains
+            # A graph without convolutions of ONNX Runtime's own is the faster in its own layout.
+            half = half and (others > 0 or convolutions == 0)
         provider = {
             "device_id": str(options.device),
             "user_compute_stream": str(self._stream.handle),
@@ -123,7 +124,7 @@ class OnnxRuntimeCuda(DeviceBackend):
         ort.set_default_logger_severity(4)
         try:
             session = ort.InferenceSession(
-                model.model,
+                data,
                 settings,
                 providers=[(PROVIDER, provider), "CPUExecutionProvider"],
                 disabled_optimizers=list(DISABLED_OPTIMIZERS),
