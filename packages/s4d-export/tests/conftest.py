@@ -37,7 +37,7 @@ def small_config() -> Sparse4DConfig:
         backbone=ResNetConfig(
             block="basic", layers=(1, 1, 1, 1), widths=(8, 16, 24, 32), stem_channels=8
         ),
-        anchor_encoder=AnchorEncoderConfig(dims=(16, 4, 4, 8), blocks=2),
+        anchor_encoder=AnchorEncoderConfig(dims=(16, 4, 4, 8), blocks=1),
         decoder=DecoderConfig(num_layers=3, num_heads=4, ffn_channels=64, dropout=0.0),
         num_anchors=90,
         num_temporal=60,

@@ -27,7 +27,7 @@ V2, OFFLINE = "sparse4dv2_r50_256x704", "sparse4dv3_eva02l_640x1600_offline"
 
 
 def tiny(name: str) -> Sparse4DConfig:
-    """The model's own parts with a small backbone; v1's with deformable convolutions."""
+    """The model's own parts with a small backbone; v1's with a deformable convolution."""
     config = get_config(name)
     v1 = name.startswith("sparse4dv1")
     backbone = ResNetConfig(
@@ -36,15 +36,16 @@ def tiny(name: str) -> Sparse4DConfig:
         (4, 8, 8, 12) if v1 else (8, 8, 16, 24),
         8,
         style="caffe" if v1 else "pytorch",
-        deformable=(False, False, v1, v1),
+        deformable=(False, False, False, name == V1),
     )
     config = reduced_config(replace(config, backbone=backbone), 32, (64, 128), 60, 40, 2, 30)
+    config = config.replace(anchor_encoder=replace(config.anchor_encoder, blocks=1))
     if name == H1:
         config = config.replace(camera_names=("left", "right"))
     if name == V1:
         config = config.replace(queue=QueueConfig(2))
     if name == OFFLINE:
-        encoder = AnchorEncoderConfig(dims=(16, 4, 4, 8), blocks=2)
+        encoder = AnchorEncoderConfig(dims=(16, 4, 4, 8), blocks=1)
         config = config.replace(anchor_encoder=encoder, queue=QueueConfig(2, "future"))
     return config
 
