@@ -246,7 +246,7 @@ def test_ten_thousand_frames(example, precision):
     rng = np.random.default_rng(0)
     counts = rng.integers(0, 8000, 10_000)
     counts[:4] = (8000, 0, 1, 7999)
-    first, free, expected, found = {}, None, [], []
+    first, held, expected, found = {}, 0, [], []
     for number, count in enumerate(counts.tolist()):
         start = int(rng.integers(0, cells - 8000)) if number % 100 else 0
         keys = places[start : start + count]
@@ -272,8 +272,8 @@ def test_ten_thousand_frames(example, precision):
             value = torch.from_dlpack(result).double().sum().item()
             assert first.setdefault(count, value) == value and np.isfinite(value)
         if number == 500:
-            free = engine.cuda.nbytes, engine.cuda.device.memory()[0]
+            held = engine.cuda.nbytes
     wrong = (torch.stack(expected).cpu() != torch.tensor(found)).any(1)
     assert not wrong.any(), f"{int(wrong.sum())} frames with wrong rows"
-    assert engine.cuda.nbytes == free[0]
-    assert engine.cuda.device.memory()[0] >= free[1] - (64 << 20)  # torch's own cache may breathe
+    # The device's free memory would count whatever else runs there.
+    assert engine.cuda.nbytes == held
