@@ -15,7 +15,8 @@ namespace s4d::sparse::cuda {
 // f16: a multiple of 16, i8: of 32, f32: of 4.
 int32_t padded_channels(DType type, int32_t channels);
 
-// Bytes of packed weights (their order depends on the device: pack where they are used); 0 for a type other than f32, f16, i8.
+// Bytes of packed weights, 0 for a type other than f32, f16, i8. Their order depends on the device:
+// pack where they are used.
 int64_t packed_weight_bytes(DType type, int32_t volume, int32_t in_channels, int32_t out_channels);
 
 // `weight` is (out, volume, in) of `source`: f32 or f16 for type f32 and f16; i8 (codes from -127

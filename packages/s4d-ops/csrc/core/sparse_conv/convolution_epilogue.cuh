@@ -1,4 +1,5 @@
-// What the tensor-core kernels share: the task as a kernel takes it, and all that follows a row's sums.
+// What the tensor-core kernels share: the task as a kernel takes it, and all that follows a row's
+// sums.
 #pragma once
 
 #include "convolution_launch.h"
@@ -16,7 +17,7 @@ struct TileTask {
   int out_stride;         // elements of an output row
   int residual_stride;
   int stage_slabs;        // slabs of a stage; a slab is one piece of depth of all columns
-  int stages;             // all stages of the weights
+  int stages;             // all stages of the weights; with warpgroups: stages in shared memory
   int epilogue_offset;    // shared memory: scale and bias, then the warps' parts of the table
   int table_offset;
   int warp_bytes;         // of the table part
@@ -140,8 +141,8 @@ __device__ inline void finish(const TileTask& t, int64_t row, int column, float 
   }
 }
 
-// Finishes `rows` rows from `base` on and columns from `column` on, 8 << run_shift of them, whose sums,
-// scale and bias lie in shared memory. `threads` threads share the work.
+// Finishes `rows` rows from `base` on and columns from `column` on, 8 << run_shift of them, whose
+// sums, scale and bias lie in shared memory. `threads` threads share the work.
 template <int kBatch>
 __device__ inline void finish_tile(const TileTask& t, int base, int rows, int column,
                                    int run_shift, int row_floats, const float* sums,

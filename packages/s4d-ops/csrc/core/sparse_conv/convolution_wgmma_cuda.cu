@@ -228,7 +228,8 @@ __global__ void __launch_bounds__(kGroups * kGroup, 3 - kGroups)
       sums[row * row_floats + channel + i / 2 % 2 * 8] = static_cast<float>(acc[i]);
     }
     __syncthreads();
-    finish_tile<2>(t, base, min(kRows, count - base), column_base, kGroups == 2 ? 4 : 3, row_floats, sums, scale, bias, threadIdx.x, threads);
+    finish_tile<2>(t, base, min(kRows, count - base), column_base, kGroups == 2 ? 4 : 3,
+                   row_floats, sums, scale, bias, threadIdx.x, threads);
   }
 }
 
