@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from micro import micro_config
 
 from s4d_train.data.index import DriveIndex
 from s4d_train.trainer.feed import Feed
-from s4d_train.trainer.gradients import GradientAverage
 from s4d_train.trainer.ranks import Ranks
 from s4d_train.trainer.trainer import Trainer
 
@@ -86,30 +84,3 @@ def test_resume_on_the_device(synth_index: DriveIndex, tmp_path: Path) -> None:
                 assert torch.equal(value, values[name]), name
     finally:
         torch.use_deterministic_algorithms(False)
-
-
-def test_messages_inside_a_recorded_pass(synth_index: DriveIndex, tmp_path: Path) -> None:
-    """Gradients are sent from within the recording: a job of one rank trains like no job.
-
-    Seven steps: three unrecorded, one that records, replays.
-    """
-    pairs = ("run.cuda_graphs=true", "run.precision=fp32", "run.tf32=false", "model.dropout=0.0")
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group(
-        "nccl", store=store, rank=0, world_size=1, device_id=torch.device("cuda", 0)
-    )
-    losses = []
-    try:
-        for shared in (False, True):
-            trainer, batches = trainer_and_batches(tmp_path, synth_index, *pairs)
-            if shared:
-                trainer.gradients = GradientAverage(trainer.model.parameters(), 20_000)
-                assert len(trainer.gradients._buckets) > 2
-            values = [trainer.train_step(next(batches), 1e-3) for _ in range(7)]
-            assert trainer.module.replayed
-            losses.append([v["loss"].item() for v in values])
-            del trainer
-            gc.collect()
-    finally:
-        torch.distributed.destroy_process_group()
-    assert losses[1] == pytest.approx(losses[0], rel=2e-3)

@@ -1,4 +1,4 @@
-"""Gradients of two ranks, averaged after a pass or inside a recorded one."""
+"""Gradients of two ranks, averaged after a pass."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing, nn
 
-from s4d_train.trainer import gradients
 from s4d_train.trainer.gradients import GradientAverage, same_start
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
@@ -41,20 +40,13 @@ def one_rank(rank: int, folder: str) -> None:
         found = [own]
         for size in (1, 100, 10**9):  # as many buckets as parameters, a few, one
             average = GradientAverage(parameters, size)
-            # Rank 0 plays a pass that was recorded with its messages, rank 1 a plain one.
-            if rank == 0:
-                with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(gradients, "_recording", lambda tensor: True)
-                    torch.autograd.grad(net(images).square().sum(), parameters, allow_unused=True)
-                average.finish(sent=True)
-            else:
-                net.zero_grad()
-                net(images).square().sum().backward()
-                average.finish(sent=False)
+            net.zero_grad()
+            net(images).square().sum().backward()
+            average()
             assert all(p.grad.stride() == p.stride() for p in parameters)
             found.append([p.grad.clone() for p in parameters])
             for p in parameters:
-                p.grad, p._backward_hooks = None, None
+                p.grad = None
         torch.save((net.state_dict(), found), f"{folder}/{rank}")
     finally:
         dist.destroy_process_group()

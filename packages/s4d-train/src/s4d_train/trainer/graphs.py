@@ -68,15 +68,11 @@ class GraphedModule(nn.Module):
     Args:
         inner: arguments and result may be any tree that `flatten` knows. No argument may need a
             gradient.
-
-    Attributes:
-        replayed: whether the last call was the replay of a recording.
     """
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
-        self.replayed = False
         self._seen: dict[Any, int] = {}
         self._recorded: dict[Any, Callable[[list[Tensor]], Any]] = {}
 
@@ -87,10 +83,8 @@ class GraphedModule(nn.Module):
         if key not in self._recorded:
             self._seen[key] = self._seen.get(key, 0) + 1
             if self._seen[key] <= STEPS_BEFORE or not self.training:
-                self.replayed = False
                 return self.inner(*arguments)
             self._recorded[key] = _record(self.inner, skeleton, leaves)
-        self.replayed = True
         return self._recorded[key](leaves)
 
 

@@ -6,7 +6,6 @@ is torch's default for that device. Under torchrun the process group is made fro
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,11 +81,11 @@ def started(device: str = "") -> Iterator[Ranks]:
             world_size=world,
             device_id=chosen if chosen.type != "cpu" else None,
         )
-    yield Ranks(rank, world, chosen)
-    if joined:  # after an error the job ends, and a rank that waits for others must not
-        # Recorded passes hold messages of the group; they must be gone before it is.
-        gc.collect()
-        dist.destroy_process_group()
+    try:
+        yield Ranks(rank, world, chosen)
+    finally:
+        if joined:
+            dist.destroy_process_group()
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -128,8 +128,7 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         (total * self.scale.value).backward()
         if self.gradients is not None:
-            assert isinstance(self.module, GraphedModule)
-            self.gradients.finish(sent=self.module.replayed)
+            self.gradients()
         norm, bad = clip_gradients(self._trained(), self.config.optimiser.clip, self.scale.value)
         set_rate(self.optimiser, rate)
         guarded_step(self.optimiser, bad)
