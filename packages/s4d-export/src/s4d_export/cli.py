@@ -165,6 +165,7 @@ def _onnx(options: argparse.Namespace) -> int:
     from .artifact import build_manifest, check_destination, save_artifact
     from .half import check_plan, to_half
     from .plan import load_plan
+    from .text import tell
     from .tracing import export_graph
 
     if options.split:
@@ -172,9 +173,11 @@ def _onnx(options: argparse.Namespace) -> int:
     path = check_destination(options.output)
     plan = load_plan(options.plan, options.precision)
     model = load_checkpoint(options.checkpoint)
+    tell(f"onnx: tracing {model.config.name}, which takes from seconds to minutes")
     graph = export_graph(model, options.op)
     members = {}
     if plan is not None:
+        tell("onnx: half precision")
         if options.plan:
             check_plan(graph, plan)
         graph = to_half(graph, plan)
@@ -199,6 +202,7 @@ def _split(options: argparse.Namespace) -> int:
 
     from .errors import ExportError
     from .split import export_split, save_split
+    from .text import tell
 
     if options.op != "plugin" or options.precision != "fp32" or options.verify:
         raise ExportError(
@@ -206,6 +210,7 @@ def _split(options: argparse.Namespace) -> int:
             "--op or --precision, and not with --verify"
         )
     model = load_checkpoint(options.checkpoint)
+    tell(f"onnx: tracing three graphs of {model.config.name}, which takes from seconds to minutes")
     for path in save_split(export_split(model), model, options.output):
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     return 0

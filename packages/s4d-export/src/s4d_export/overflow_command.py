@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def _run(options: argparse.Namespace) -> int:
     from .plan import load_plan
     from .rollout import record_feeds
     from .source import load_source
-    from .text import write_text
+    from .text import tell, write_text
 
     for path in (options.output, options.json):
         if path:
@@ -51,6 +50,7 @@ def _run(options: argparse.Namespace) -> int:
         raise VerificationError(f"expected --frames of at least 1, got {options.frames}")
     plan = load_plan(options.plan, "fp16")
     assert plan is not None
+    tell(f"overflow: loading {options.source}; a checkpoint is traced first")
     source = load_source(options.source)
     if options.plan:  # the built-in one has rules for parts that not every model has
         check_plan(source.graph, plan)
@@ -59,13 +59,9 @@ def _run(options: argparse.Namespace) -> int:
     else:
         frames = random_frames(source.config, options.frames, options.seed)
     feeds = record_feeds(source.graph, source.config, frames)
-
-    def tell(text: str) -> None:
-        if sys.stderr.isatty():
-            print(f"overflow: {text}", file=sys.stderr)
-
     report = find_overflow(
-        source.graph, plan, feeds, options.tolerance, not options.no_bisect, tell
+        *(source.graph, plan, feeds, options.tolerance, not options.no_bisect),
+        lambda text: tell(f"overflow: {text}"),
     )
     print(_format(report, len(feeds), options.top))
     if options.json:

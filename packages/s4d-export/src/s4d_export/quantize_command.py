@@ -75,6 +75,7 @@ def _run(options: argparse.Namespace) -> int:
     from .plan import DEFAULT_PLAN
     from .quantize import find_points, to_int8
     from .source import load_source
+    from .text import tell
 
     if options.output is None and options.sensitivity is None:
         raise QuantizationError("expected -o NAME.s4d to write, or --sensitivity, got neither")
@@ -82,6 +83,7 @@ def _run(options: argparse.Namespace) -> int:
     stored = load_calibration(options.calibration) if options.calibration else None
     if stored is None or options.sensitivity is not None:
         _check_frames(options)
+    tell(f"quantize: loading {options.source}; a checkpoint is traced first")
     source = load_source(options.source, options.op)
     graph, config = source.graph, source.config
     points = find_points(graph, options.exclude)
@@ -124,6 +126,12 @@ def _check_frames(options: argparse.Namespace) -> None:
         )
     if options.frames < 1:
         raise QuantizationError(f"expected --frames of at least 1, got {options.frames}")
+    if options.data:  # before minutes of tracing
+        folder = Path(options.data)
+        if not (folder / "index.json").is_file() and not any(folder.glob("*/sample_data.json")):
+            raise QuantizationError(
+                f"expected a data set in nuScenes layout or an index, {options.data!r} is neither"
+            )
 
 
 def _images(

@@ -1,15 +1,22 @@
-"""Text files of results, written beside and renamed."""
+"""Words for people: files of results, written beside and renamed, and notes while work goes on."""
 
 from __future__ import annotations
 
 import os
+import sys
 
 from s4d_runtime.files import write_bytes
 
 from .artifact import check_destination
 from .errors import UnwritableOutputError
 
-__all__ = ["write_text"]
+__all__ = ["tell", "write_text"]
+
+
+def tell(text: str) -> None:
+    """What goes on, on standard error, where somebody watches."""
+    if sys.stderr.isatty():
+        print(text, file=sys.stderr, flush=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
