@@ -3,8 +3,7 @@
 ONNX Runtime adds the bias of most half convolutions, the residual and the ReLU in kernels of their
 own, and finds no tensor-core kernel for three input channels. Before it sees a graph, this puts
 ``s4d.fused::Convolution`` of s4d-ops in the place of Conv [+ Add] [+ Relu], and turns what lies
-between (Resize, Add, Relu, Concat) to channels last too. The artifact stays as it is; other engines
-never see these nodes.
+between (Resize, Add, Relu, Concat) to channels last too. The artifact stays as it is.
 """
 
 from __future__ import annotations
@@ -188,8 +187,8 @@ class _Rewriter:
             self.graph.add(f"{node.inputs[1]}.last", wide),
             self.graph.add(f"{node.outputs[0]}.bias", bias),  # biases may be shared
         ]
-        numbers = {"stride_h": strides[0], "stride_w": strides[1]}
-        return Plan(inputs, {**numbers, "pad_h": pads[0], "pad_w": pads[1]}, Size(size.n, h, w, k))
+        numbers = dict(stride_h=strides[0], stride_w=strides[1], pad_h=pads[0], pad_w=pads[1])
+        return Plan(inputs, numbers, Size(size.n, h, w, k))
 
     def _place(self, plan: Plan, output: str, residual: str | None) -> None:
         """Emit a convolution, with the ReLU that follows."""
