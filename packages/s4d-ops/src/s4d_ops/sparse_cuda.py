@@ -2,7 +2,8 @@
 
 A ``Program`` (``program()``) is a list of calls with their device addresses. It is built once and
 run as often as wanted on any stream; nothing in it allocates or waits, so it can be captured into a
-CUDA graph. The memory belongs to the caller. ``s4d_runtime.lidar`` builds its CUDA engine on it;
+CUDA graph. Calls between ``fork()`` and ``back()`` go to a second stream; ``join()`` waits for it.
+The memory belongs to the caller. ``s4d_runtime.lidar`` builds its CUDA engine on it;
 ``csrc/core/sparse_conv/sparse_cuda.h`` says what each call does.
 
 Types are named ``float32``, ``float16`` and ``int8``. Feature matrices are

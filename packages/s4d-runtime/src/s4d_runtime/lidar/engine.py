@@ -35,8 +35,8 @@ class SparseEngine:
     Attributes:
         graph: what was loaded.
         precision: "fp32", "fp16" or "int8". All accumulate in float32 (int8: exactly, in int32);
-            fp16 stores features as half; int8 stores codes where the file says so, and what lies
-            between layers that stay half as float32 on the CPU, as half on CUDA.
+            fp16 stores features as half; int8 stores codes where the file says so, and float32
+            between layers that stay half.
         device: "cpu" or "cuda".
         voxel_rules: what :meth:`from_points` uses.
         cuda: on CUDA, the encoder with its own methods (streams, reserving memory), else None.
