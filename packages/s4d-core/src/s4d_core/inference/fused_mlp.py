@@ -23,12 +23,13 @@ __all__ = ["FusedAnchorEncoder", "FusedMLP", "fuse_small_networks"]
 _ROWS = 16  # of a program
 _WIDEST = 128
 _HIGH = tl.constexpr(-8192)  # mask of the bits that TF32 keeps
+_HALF = tl.constexpr(4096)  # half of the last of them: rounds to nearest
 
 
 @triton.jit
 def _product(h, high, low):
     """h @ (high + low), for weights split into TF32 parts."""
-    top = (h.to(tl.int32, bitcast=True) & _HIGH).to(tl.float32, bitcast=True)
+    top = ((h.to(tl.int32, bitcast=True) + _HALF) & _HIGH).to(tl.float32, bitcast=True)
     small = tl.dot(h - top, high, input_precision="tf32")
     small = tl.dot(top, low, small, input_precision="tf32")
     return small + tl.dot(top, high, input_precision="tf32")
@@ -148,7 +149,7 @@ def _stack(values: list[Tensor], *shape: int) -> Tensor:
 
 def _parts(weight: Tensor) -> Tensor:
     """High and low TF32 parts of a weight, in front."""
-    high = (weight.view(torch.int32) & _HIGH.value).view(torch.float32)
+    high = ((weight.view(torch.int32) + _HALF.value) & _HIGH.value).view(torch.float32)
     return torch.stack([high, weight - high]).contiguous()
 
 
