@@ -18,7 +18,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--max-sweeps", type=int, default=10)
     parser.add_argument("--check-files", action="store_true", help="every file must exist")
     parser.add_argument("--workers", type=int)
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--no-progress", "--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=run)
 
 
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         max_sweeps=args.max_sweeps,
         workers=args.workers,
         files=args.check_files,
-        progress=not args.quiet,
+        progress=not args.no_progress,
     )
     splits = ", ".join(f"{k} {len(index.samples(k))}" for k in sorted(index.splits))
     print(

@@ -21,9 +21,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "synth", help="write a synthetic data set in nuScenes layout", description=__doc__
     )
     parser.add_argument("--out", required=True, help="folder to write; must not exist")
-    parser.add_argument("--scenes", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--image-size", type=_size, default=(800, 450), metavar="WxH")
+    parser.add_argument("--scenes", type=int, default=10, help="number of scenes (10)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, another town (0)")
+    parser.add_argument(
+        "--image-size",
+        type=_size,
+        default=(800, 450),
+        metavar="WxH",
+        help="of the cameras, width first (800x450)",
+    )
     parser.add_argument("--frames", type=int, default=40, help="key frames per scene (2 Hz)")
     parser.add_argument(
         "--split",
@@ -35,7 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--sweeps", type=int, default=0, help="LiDAR sweeps between key frames")
     parser.add_argument("--density", type=float, default=1.0, help="factor on object numbers")
     parser.add_argument("--workers", type=int, help="processes; default: one per core")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--no-progress", "--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=run)
 
 
@@ -53,6 +59,6 @@ def run(args: argparse.Namespace) -> int:
         sweeps=args.sweeps,
         density=args.density,
     )
-    folder = generate(args.out, config, args.workers, progress=not args.quiet)
+    folder = generate(args.out, config, args.workers, progress=not args.no_progress)
     print(f"{folder}: {config.scenes} scenes of {config.frames} key frames, {config.version}")
     return 0

@@ -21,7 +21,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--results", help="nuScenes results JSON to draw")
     parser.add_argument("--min-score", type=float, default=0.3)
     parser.add_argument("--pipeline", choices=("train", "val"), default="train")
-    parser.add_argument("--image-size", default="256x704", metavar="HxW", help="network input")
+    parser.add_argument(
+        "--image-size",
+        default="256x704",
+        metavar="HxW",
+        help="network input, height first (256x704)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.set_defaults(run=run)
 
