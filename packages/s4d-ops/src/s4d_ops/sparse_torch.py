@@ -40,6 +40,7 @@ __all__ = [
     "voxelize",
 ]
 
+
 def _convolve(
     features: Tensor, weight: Tensor, table: Tensor, bias: Tensor | None, transposed: bool
 ) -> Tensor:
