@@ -25,6 +25,7 @@ __all__ = [
     "ImageError",
     "ManifestError",
     "MissingExtraError",
+    "OnnxFileError",
     "OutputError",
     "PolicyError",
     "PoseError",
@@ -113,6 +114,10 @@ class PolicyError(S4DError, ValueError):
 
 class UsageError(S4DError, ValueError):
     """Command line options that make no sense together."""
+
+
+class OnnxFileError(S4DError):
+    """The bytes are not an ONNX file that can be read: truncated, malformed, or external data."""
 
 
 class DatasetError(S4DError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..lidar.errors import OnnxFileError
+from ..errors import OnnxFileError
 from .fused_chains import DOMAIN, fuse_chains
 from .fused_convolutions import fuse_convolutions
 from .onnx_edit import EditableModel

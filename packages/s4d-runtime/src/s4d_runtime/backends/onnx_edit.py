@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..lidar.errors import OnnxFileError
-from ..lidar.wire import Value, floats_of, read_fields, signed, varints_of
+from ..errors import OnnxFileError
+from ..onnx_wire import Value, floats_of, read_fields, signed, varints_of
 
 __all__ = ["Attribute", "EditableModel", "Initializer", "Node"]
 

@@ -1,12 +1,8 @@
 """What can go wrong in the LiDAR runtime, by name."""
 
-from ..errors import S4DError
+from ..errors import OnnxFileError, S4DError
 
 __all__ = ["LidarGraphError", "OnnxFileError", "TensorFileError"]
-
-
-class OnnxFileError(S4DError):
-    """The bytes are not an ONNX file that can be read: truncated, malformed, or external data."""
 
 
 class LidarGraphError(S4DError):

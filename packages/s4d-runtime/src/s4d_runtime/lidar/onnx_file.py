@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..onnx_wire import Value, floats_of, read_fields, signed, varints_of
 from .errors import OnnxFileError
-from .wire import Value, floats_of, read_fields, signed, varints_of
 
 __all__ = ["OnnxGraph", "OnnxNode", "parse_onnx", "read_onnx"]
 
