@@ -37,7 +37,7 @@ class GradientAverage:
     def __init__(
         self, parameters: Iterable[nn.Parameter], bucket_bytes: int = BUCKET_BYTES
     ) -> None:
-        self.parameters = list(parameters)[::-1]
+        self.parameters = list(parameters)
         self._flat: list[Tensor] = []
         self._slots: list[list[Tensor]] = []
         for group in _groups(self.parameters, bucket_bytes):
