@@ -81,24 +81,12 @@ OrtStatus* compute_v2(void* kernel, OrtKernelContext* context) {
 }
 
 AggregationOp make_op(const char* name, const Provider& provider, const Types& types) {
-  AggregationOp op{};
-  op.version = kCustomOpVersion;
-  op.op_name = name;
-  op.provider = provider;
-  op.types = types;
+  AggregationOp op{plain_op(), name, provider, types};
   op.GetName = [](const CustomOp* o) { return self(o).op_name; };
   op.GetExecutionProviderType = [](const CustomOp* o) { return self(o).provider.name; };
   op.GetInputType = [](const CustomOp* o, std::size_t i) { return self(o).types[i]; };
   op.GetInputTypeCount = [](const CustomOp*) { return kInputs; };
   op.GetOutputType = [](const CustomOp* o, std::size_t) { return self(o).types[0]; };
-  op.GetOutputTypeCount = [](const CustomOp*) -> std::size_t { return 1; };
-  op.GetInputCharacteristic = [](const CustomOp*, std::size_t) { return kRequired; };
-  op.GetOutputCharacteristic = [](const CustomOp*, std::size_t) { return kRequired; };
-  op.GetInputMemoryType = [](const CustomOp*, std::size_t) { return kDefaultMemory; };
-  op.GetVariadicInputMinArity = [](const CustomOp*) { return 1; };
-  op.GetVariadicInputHomogeneity = [](const CustomOp*) { return 1; };
-  op.GetVariadicOutputMinArity = [](const CustomOp*) { return 1; };
-  op.GetVariadicOutputHomogeneity = [](const CustomOp*) { return 1; };
   op.CreateKernelV2 = &create_kernel_v2;
   op.KernelComputeV2 = &compute_v2;
   op.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };

@@ -62,12 +62,11 @@ inline TensorInput read_input(const Api& api, const OrtKernelContext* context, s
   return input;
 }
 
-// An operator of the CUDA provider with one output and required inputs in device memory; the rest is
-// for the caller to fill in.
-inline CustomOp cuda_op() {
+// An operator with one output and required inputs, all where its provider computes; the rest is for
+// the caller to fill in.
+inline CustomOp plain_op() {
   CustomOp op{};
   op.version = kCustomOpVersion;
-  op.GetExecutionProviderType = [](const CustomOp*) { return "CUDAExecutionProvider"; };
   op.GetOutputTypeCount = [](const CustomOp*) -> std::size_t { return 1; };
   op.GetInputCharacteristic = [](const CustomOp*, std::size_t) { return kRequired; };
   op.GetOutputCharacteristic = [](const CustomOp*, std::size_t) { return kRequired; };
@@ -76,6 +75,12 @@ inline CustomOp cuda_op() {
   op.GetVariadicInputHomogeneity = [](const CustomOp*) { return 1; };
   op.GetVariadicOutputMinArity = [](const CustomOp*) { return 1; };
   op.GetVariadicOutputHomogeneity = [](const CustomOp*) { return 1; };
+  return op;
+}
+
+inline CustomOp cuda_op() {
+  CustomOp op = plain_op();
+  op.GetExecutionProviderType = [](const CustomOp*) { return "CUDAExecutionProvider"; };
   return op;
 }
 
