@@ -97,9 +97,14 @@ def measure(
                     results.put(name, key, work)
 
 
+def exported_parts(args: argparse.Namespace) -> list[str]:
+    """Of the processes that export, in the order in which they come."""
+    return ["export", *args.engines, "rounding"]
+
+
 def export_all(results: Results, names: list[str], args: argparse.Namespace) -> None:
     """Exports and roll-outs in processes of their own; what each has written is taken over."""
-    names = [n for n in names if any(results.wanted(n, p) for p in ("export", *args.engines))]
+    names = [n for n in names if any(results.wanted(n, p) for p in exported_parts(args))]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.workers) as pool:
         taken: dict[str, set[str]] = {name: set() for name in names}
 
@@ -123,14 +128,14 @@ def export_all(results: Results, names: list[str], args: argparse.Namespace) -> 
             for name in names:
                 take(name)
         for job, name in jobs.items():
-            missing = [p for p in ("export", *args.engines) if p not in taken[name]]
+            missing = [p for p in exported_parts(args) if p not in taken[name]]
             for part in missing[:1]:
                 results.put(name, part, {"not": f"its process ended with code {job.result()}"})
 
 
 def export_one(results: Results, name: str, args: argparse.Namespace) -> None:
     """The body of such a process."""
-    at = ["export", *args.engines]
+    at = exported_parts(args)
 
     def done(part: str, values: Part) -> None:
         results.put(name, at.pop(at.index(part)), values)

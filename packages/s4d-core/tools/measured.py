@@ -51,7 +51,7 @@ def measured_lines(names: list[str], measured: dict[str, Any]) -> list[str]:
     lines += ["", "### Training", "", TRAINING, ""]
     lines += _table(names, STEPS, lambda name: _steps(rows.get(name, {})))
     lines += ["", "### Export and roll-out", "", EXPORTED, ""]
-    columns = [*EXPORT, ("rounding", "rounding", "{}")]
+    columns = [*EXPORT, ("rounding", "rounding difference", "{}")]
     columns += [
         (f"{short}: {t}", f"{e} {k}", f) for e, short in ENGINES.items() for t, k, f in ROLLOUT
     ]
@@ -73,10 +73,8 @@ def _steps(row: dict[str, Any]) -> list[dict[str, Any]]:
 def _exported(row: dict[str, Any]) -> dict[str, Any]:
     """The export and all its roll-outs in one dictionary."""
     found = dict(row.get("export", {}))
-    for engine in ENGINES:
-        part = row.get(engine, {})
-        found.update({f"{engine} {key}": value for key, value in part.items()})
-        found.setdefault("rounding", part.get("rounding"))
+    for part in (*ENGINES, "rounding"):
+        found.update({f"{part} {key}": value for key, value in row.get(part, {}).items()})
     return found
 
 
