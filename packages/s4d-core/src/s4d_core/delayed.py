@@ -8,26 +8,22 @@ the oldest of them. The first K calls detect on nothing (`ready` False).
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .feature_queue import FeatureQueue, invert_rigid
+from .head import SparseHead
 from .outputs import FrameOutput
 from .state import BankState
 from .temporal_sampling import Other, View
-
-if TYPE_CHECKING:
-    from .model import Sparse4D
 
 __all__ = ["delayed_frame"]
 
 
 def delayed_frame(
-    model: Sparse4D,
-    images: Tensor,
-    lidar2img: Tensor,
+    head: SparseHead,
+    view: View,
     image_wh: Tensor,
     prev_to_current: Tensor,
     time_interval: Tensor,
@@ -36,8 +32,8 @@ def delayed_frame(
     """One step: a frame arrives, the one K steps before it is searched. Exportable.
 
     Args:
-        model: with `config.queue.frames == "future"`.
-        images, lidar2img, image_wh: of the arriving frame, as in `Sparse4D.frame`.
+        head: of a model with `config.queue.frames == "future"`.
+        view, image_wh: of the arriving frame, as in `SparseHead.forward`.
         prev_to_current, time_interval: from the frame that arrived before, rigid, and seconds.
         bank: `BankState.empty(config, ..., delayed=True)` at first. `valid` False where the frame
             before does not count; its frames are forgotten without being searched.
@@ -49,7 +45,6 @@ def delayed_frame(
     queue = bank.queue
     assert queue is not None
     last = queue.maps.shape[1] - 1  # the frame to search; the one after it was searched before
-    view = View(model.features(images), lidar2img)
     to_entry = queue.from_newest @ invert_rigid(prev_to_current).unsqueeze(1)
     age = time_interval[:, None] + queue.age
     filled = queue.filled & bank.valid[:, None]
@@ -66,7 +61,7 @@ def delayed_frame(
                 sure,
             )
         )
-    frame = model.head(
+    frame = head(
         View(view.maps._replace(feature=queue.maps[:, last]), queue.lidar2img[:, last]),
         image_wh,
         to_entry[:, last] @ invert_rigid(to_entry[:, last + 1]),
@@ -78,7 +73,7 @@ def delayed_frame(
     identity = torch.eye(4, dtype=back.dtype, device=back.device).expand_as(back).unsqueeze(1)
     following = FeatureQueue(
         maps=torch.cat([view.maps.feature.unsqueeze(1), queue.maps[:, :-1]], dim=1),
-        lidar2img=torch.cat([lidar2img.unsqueeze(1), queue.lidar2img[:, :-1]], dim=1),
+        lidar2img=torch.cat([view.lidar2img.unsqueeze(1), queue.lidar2img[:, :-1]], dim=1),
         from_newest=torch.cat([identity, to_entry[:, :-1]], dim=1),
         age=torch.cat([torch.zeros_like(age[:, :1]), age[:, :-1]], dim=1),
         filled=torch.cat([sure.unsqueeze(1), filled[:, :-1]], dim=1),

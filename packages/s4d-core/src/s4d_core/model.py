@@ -150,9 +150,8 @@ class Sparse4D(nn.Module):
         bank: BankState,
     ) -> tuple[FrameOutput, Tensor]:
         """A model that looks at frames to come, fed as frames arrive, see `delayed`."""
-        return delayed_frame(
-            self, images, lidar2img, image_wh, prev_to_current, time_interval, bank
-        )
+        view = View(self.features(images), lidar2img)
+        return delayed_frame(self.head, view, image_wh, prev_to_current, time_interval, bank)
 
     def forward(
         self,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from ..errors import ConfigError
+from .timm_models import feature_channels, feature_sizes
 
 __all__ = ["BackboneConfig", "EvaConfig", "ResNetConfig", "TimmConfig", "VoVNetConfig"]
 
@@ -218,15 +219,11 @@ class TimmConfig:
         Raises:
             ConfigError: timm is not installed or does not have this model.
         """
-        from .timm_backbone import feature_channels
-
-        return feature_channels(self)
+        return feature_channels(self.name, self.out_indices)
 
     def level_sizes(self, image_size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
         """(height, width) of the outputs."""
-        from .timm_backbone import feature_sizes
-
-        return feature_sizes(self, image_size)
+        return feature_sizes(self.name, self.out_indices, image_size)
 
 
 BackboneConfig: TypeAlias = ResNetConfig | VoVNetConfig | EvaConfig | TimmConfig
