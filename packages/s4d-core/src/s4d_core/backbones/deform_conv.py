@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import grid_sample
 
-__all__ = ["DeformConv2d", "deform_conv2d"]
+__all__ = ["DeformConv2d", "deform_conv2d", "read_columns", "tap_positions"]
 
 
 def deform_conv2d(
@@ -44,30 +44,38 @@ def deform_conv2d(
     """
     batch, channels = x.shape[:2]
     out_height, out_width = offset.shape[-2:]
-    kernel_height, kernel_width = weight.shape[-2:]
-    taps = kernel_height * kernel_width
-
-    def centres(count: int, size: int) -> Tensor:
-        """(count, size) positions of taps at outputs along one axis, without offsets."""
-        tap = torch.arange(count, device=x.device, dtype=offset.dtype)
-        out = torch.arange(size, device=x.device, dtype=offset.dtype)
-        return tap[:, None] + out * stride - padding
-
-    row = centres(kernel_height, out_height).repeat_interleave(kernel_width, 0)[:, :, None]
-    column = centres(kernel_width, out_width).repeat(kernel_height, 1)[:, None]
-    moves = offset.reshape(batch, taps, 2, out_height, out_width)
-    positions = (moves[:, :, 0] + row).flatten(1), (moves[:, :, 1] + column).flatten(1)
+    taps = weight.shape[-2] * weight.shape[-1]
+    positions = tap_positions(offset, (weight.shape[-2], weight.shape[-1]), stride, padding)
     arguments = (x.to(offset.dtype), *positions, mask.flatten(1))
     if torch.is_grad_enabled() and any(value.requires_grad for value in arguments):
         columns = _Columns.apply(*arguments)
     else:
-        columns = _columns(*arguments)
+        columns = read_columns(*arguments)
     columns = columns.reshape(batch, channels * taps, out_height * out_width)
     out = torch.matmul(weight.flatten(1), columns.to(weight.dtype))
     return out.reshape(batch, weight.shape[0], out_height, out_width)
 
 
-def _columns(x: Tensor, y: Tensor, x_pos: Tensor, mask: Tensor) -> Tensor:
+def tap_positions(
+    offset: Tensor, kernel: tuple[int, int], stride: int, padding: int
+) -> tuple[Tensor, Tensor]:
+    """Pixels (y, x) that taps read, each (B, K * H' * W') taps first, in the type of `offset`."""
+    kernel_height, kernel_width = kernel
+    batch, _, out_height, out_width = offset.shape
+
+    def centres(count: int, size: int) -> Tensor:
+        """(count, size) positions of taps at outputs along one axis, without offsets."""
+        tap = torch.arange(count, device=offset.device, dtype=offset.dtype)
+        out = torch.arange(size, device=offset.device, dtype=offset.dtype)
+        return tap[:, None] + out * stride - padding
+
+    row = centres(kernel_height, out_height).repeat_interleave(kernel_width, 0)[:, :, None]
+    column = centres(kernel_width, out_width).repeat(kernel_height, 1)[:, None]
+    moves = offset.reshape(batch, -1, 2, out_height, out_width)
+    return (moves[:, :, 0] + row).flatten(1), (moves[:, :, 1] + column).flatten(1)
+
+
+def read_columns(x: Tensor, y: Tensor, x_pos: Tensor, mask: Tensor) -> Tensor:
     """x (B, C, H, W) read at pixels (y, x_pos) and scaled by mask, all (B, P): (B, C, P)."""
     height, width = x.shape[-2:]
     # Pixel centres to grid_sample's [-1, 1] between outer pixel edges.
@@ -79,7 +87,7 @@ def _columns(x: Tensor, y: Tensor, x_pos: Tensor, mask: Tensor) -> Tensor:
 
 
 class _Columns(torch.autograd.Function):
-    """`_columns` with a gradient of its own.
+    """`read_columns` with a gradient of its own.
 
     That of grid_sample takes the slope of offsets on either side of a whole pixel, as rounding
     falls, and all offsets start at zero. This one also keeps nothing but its arguments.
@@ -88,7 +96,7 @@ class _Columns(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, x_pos: Tensor, mask: Tensor) -> Tensor:
         ctx.save_for_backward(x, y, x_pos, mask)
-        return _columns(x, y, x_pos, mask)
+        return read_columns(x, y, x_pos, mask)
 
     @staticmethod
     @once_differentiable
