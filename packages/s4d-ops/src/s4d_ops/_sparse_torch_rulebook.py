@@ -43,15 +43,13 @@ class Rulebook:
     Attributes:
         table: (K, M) int32, input row of each output row at each kernel offset, or -1.
         in_rows: number of input rows.
-        in_indices, out_indices: (V, 4) and (M, 4) int32.
-        in_shape, out_shape: the two grids.
+        out_indices: (M, 4) int32, the output rows' sites.
+        out_shape: their grid.
     """
 
     table: Tensor
     in_rows: int
-    in_indices: Tensor
     out_indices: Tensor
-    in_shape: tuple[int, int, int]
     out_shape: tuple[int, int, int]
     _inverse: Tensor | None = None
 
@@ -71,7 +69,7 @@ def submanifold_rulebook(
     table = call(
         "sparse_submanifold_table", rows, shape, batch_size, list(kernel_size), list(dilation)
     )
-    return Rulebook(table, len(rows), rows, rows, shape, shape)
+    return Rulebook(table, len(rows), rows, shape)
 
 
 def output_shape(
@@ -101,6 +99,5 @@ def strided_rulebook(
         "sparse_strided_rulebook", rows, list(grid_shape), batch_size, list(kernel_size),
         list(stride), list(padding), list(dilation),
     )  # fmt: skip
-    shape = (int(grid_shape[0]), int(grid_shape[1]), int(grid_shape[2]))
-    out = output_shape(grid_shape, kernel_size, stride, padding, dilation)
-    return Rulebook(table, len(rows), rows, out_indices, shape, out)
+    shape = output_shape(grid_shape, kernel_size, stride, padding, dilation)
+    return Rulebook(table, len(rows), out_indices, shape)
