@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import s4d_core
+from s4d_core.backbones.config import BackboneConfig
+from s4d_core.backbones.deform_conv import DeformConv2d
 from s4d_core.errors import InvalidInputError
 from s4d_core.inference import CompiledModel, compile_inference
 from s4d_core.inference.fusion import image_graph, widen_input
@@ -20,6 +22,15 @@ from s4d_ops import image
 pytestmark = pytest.mark.usefixtures("any_op")
 SIZE = (64, 96)
 RAW = (90, 150)
+# The kinds of model; `model` is v3 with ResNet-18, the rest differ from one of these in sizes.
+FAMILY = (
+    "sparse4dv1_r101_h1_640x1600",
+    "sparse4dv1_r101_h4_640x1600",
+    "sparse4dv2_r50_256x704",
+    "sparse4dv3_r101_512x1408",
+    "sparse4dv3_vov99_640x1600",
+    "sparse4dv3_eva02l_640x1600_offline",
+)
 
 
 def model(layers: tuple[int, ...] = (1, 1, 1, 1), block: str = "basic") -> s4d_core.Sparse4D:
@@ -34,15 +45,20 @@ def model(layers: tuple[int, ...] = (1, 1, 1, 1), block: str = "basic") -> s4d_c
     )
     torch.manual_seed(0)
     built = s4d_core.build_model(config).eval()
-    for part in built.modules():  # statistics as after training, not zeros and ones
+    settle_norms(built)
+    for layer in built.head.layers:  # scores far enough apart for one order in any rounding
+        nn.init.normal_(layer.refinement.cls_output.weight, 0, 0.5)
+    return built
+
+
+def settle_norms(built: nn.Module) -> None:
+    """Statistics as after training, not zeros and ones."""
+    for part in built.modules():
         if isinstance(part, nn.BatchNorm2d):
             nn.init.normal_(part.running_mean, 0, 0.3)
             nn.init.uniform_(part.running_var, 0.5, 2)
             nn.init.uniform_(part.weight, 0.5, 1.5)
             nn.init.normal_(part.bias, 0, 0.3)
-    for layer in built.head.layers:  # scores far enough apart for one order in any rounding
-        nn.init.normal_(layer.refinement.cls_output.weight, 0, 0.5)
-    return built
 
 
 @cache
@@ -98,10 +114,35 @@ def test_frames_gap_and_reset_equal_the_model() -> None:
         assert_same(fast(images, lidar2img, stamp, pose), s4d_core.decode(out, built.config))
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("name", ["sparse4dv1_r101_h4_640x1600", "sparse4dv2_r50_256x704"])
-def test_other_families_equal_the_model(name: str) -> None:
-    """v1 carries a queue of feature maps instead of instances, v2 has no quality."""
+def small_backbone(name: str) -> BackboneConfig:
+    """The kind of backbone that a listed model has, with few channels and blocks."""
+    backbone = s4d_core.get_config(name).backbone
+    if isinstance(backbone, s4d_core.VoVNetConfig):
+        return replace(
+            backbone,
+            stem_channels=(8, 8, 16),
+            widths=(8,) * 4,
+            out_channels=(16, 24, 32, 32),
+            layers=2,
+            blocks=(1, 1, 2, 1),
+        )
+    if isinstance(backbone, s4d_core.EvaConfig):
+        return replace(
+            backbone,
+            width=64,
+            depth=3,
+            num_heads=2,
+            hidden=96,
+            window_size=2,
+            global_blocks=(2,),
+            position_grid=(SIZE[0] // 16, SIZE[1] // 16),
+            pyramid_channels=32,
+        )
+    return replace(backbone, layers=(1, 1, 2, 1), widths=(8, 8, 16, 16), stem_channels=8)
+
+
+def family_member(name: str) -> s4d_core.Sparse4D:
+    """A listed model, small, with weights that tell scores apart."""
     base = s4d_core.get_config(name)
     config = s4d_core.reduced_config(
         base,
@@ -109,18 +150,54 @@ def test_other_families_equal_the_model(name: str) -> None:
         num_anchors=30,
         num_temporal=min(20, base.num_temporal),
         num_output=20,
-    ).replace(backbone=s4d_core.ResNetConfig("basic", (1, 1, 1, 1), (8, 8, 16, 16), 8))
+    ).replace(backbone=small_backbone(name))
     torch.manual_seed(0)
     built = s4d_core.build_model(config).eval()
+    settle_norms(built)
+    for part in built.modules():
+        if isinstance(part, DeformConv2d):  # offsets of about a pixel, not none
+            nn.init.normal_(part.conv_offset.weight, 0, 0.1)
     for layer in built.head.layers:
         nn.init.normal_(layer.refinement.cls_output.weight, 0, 0.5)
-    fast = compile_inference(built, batch_size=2, precision="fp32")
-    drive, state = Drive(config), None
-    for k in range(3):
-        images, lidar2img, stamp, pose = drive(k)
-        out = built(images, lidar2img, wh(), stamp, pose, state)
+    return built
+
+
+def answers(built: s4d_core.Sparse4D, frames: list[tuple[Tensor, ...]]) -> list[list]:
+    """Of the plain model, which is given frames to come where it samples them."""
+    queue, state, found = built.config.queue, None, []
+    ahead = queue.length if queue is not None and queue.frames == "future" else 0
+    seen = [built.observe(*frame) for frame in frames] if ahead else []
+    for k, (images, lidar2img, stamp, pose) in enumerate(frames[: len(frames) - ahead]):
+        coming = seen[k + 1 : k + 1 + ahead]
+        out = built(images, lidar2img, wh(), stamp, pose, state, future=coming)
         state = out.state
-        assert_same(fast(images, lidar2img, stamp, pose), s4d_core.decode(out, config))
+        found.append(s4d_core.decode(out, built.config))
+    return found
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FAMILY)
+def test_every_model_equals_the_model(name: str) -> None:
+    """Queues of past and of coming feature maps, models without carried instances or quality."""
+    built = family_member(name)
+    fast = compile_inference(built, batch_size=2, precision="fp32")
+    drive = Drive(built.config)
+    frames = [drive(k) for k in range(3 + fast.delay)]
+    wanted = answers(built, frames)
+    found = [fast(*frame) for frame in frames]
+    assert all(len(one.scores) == 0 for early in found[: fast.delay] for one in early)
+    for got, want in zip(found[fast.delay :], wanted, strict=True):
+        assert_same(got, want)
+    half = compile_inference(built, batch_size=2, precision="fp16")
+    for frame in frames[: 1 + fast.delay]:
+        half(*frame)
+    assert half._frame._maps.feature.dtype == torch.float16
+    if half._frame.bank.queue is not None:
+        assert half._frame.bank.queue.maps.dtype == torch.float16
+        assert half.state.bank.queue.maps.dtype == torch.float32
+    scores = half._frame.detections().scores
+    first = torch.stack([one.scores for one in wanted[0]])
+    torch.testing.assert_close(scores, first, rtol=0, atol=2e-2)
 
 
 @torch.no_grad()
@@ -185,10 +262,18 @@ def test_image_graph_equals_the_layers(block: str, fuse_relu: bool) -> None:
         names = [str(node.target) for node in graph.graph.nodes]
         assert not any("batch_norm" in name for name in names)
         assert any("relu" in name for name in names) != fuse_relu
-        widen_input(graph, 8)
+        assert widen_input(graph, 8)
         wide = torch.cat([images, torch.full((3, 5, *SIZE), 7.0, dtype=torch.float64)], dim=1)
         for got, want in zip(graph(wide), wanted, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+def test_only_convolutions_can_be_given_more_channels() -> None:
+    built = model()
+    stem = nn.Conv2d(3, 8, 7, 2, 2, bias=False)
+    built.backbone.conv1 = nn.Sequential(nn.ZeroPad2d(1), stem)  # as some of timm's models begin
+    graph = image_graph(built, torch.zeros(1, 3, *SIZE))
+    assert not widen_input(graph, 8)
 
 
 def test_half_modules_follow_the_plan() -> None:

@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from test_inference import RAW, Drive, assert_same, model, wh
+from test_inference import FAMILY, RAW, Drive, answers, assert_same, family_member, model, wh
 from torch.nn.functional import interpolate, max_pool2d
 
 import s4d_core
@@ -64,6 +64,47 @@ def test_lower_precision_is_near(precision: str) -> None:
         got, want = fast._frame.detections().scores, exact._frame.detections().scores
         torch.testing.assert_close(got, want, rtol=0, atol=2e-2)
         assert (got - want).abs().mean() < 3e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FAMILY)
+def test_every_model_equals_the_model(name: str) -> None:
+    built = family_member(name).cuda()
+    drive = Drive(built.config)
+    frames = [drive(k) for k in range(6)]
+    with use_tf32(False):
+        wanted = answers(built, [tuple(x.cuda() for x in frame) for frame in frames])
+    wanted = [[on_host(one) for one in found] for found in wanted]
+    for precision in ("fp32", "fp32x3"):
+        fast = compile_inference(built, batch_size=2, precision=precision)
+        found = [fast(*frame) for frame in frames]
+        for got, want in zip(found[fast.delay :], wanted, strict=True):
+            assert_same(got, want)
+    half = compile_inference(built, batch_size=2, precision="fp16")
+    for frame in frames[: 1 + half.delay]:
+        half(*frame)
+    scores = half._frame.detections().scores
+    first = torch.stack([one.scores for one in wanted[0]])
+    torch.testing.assert_close(scores, first, rtol=0, atol=2e-2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("channels", "stride"), [(24, 1), (256, 2), (300, 1)])
+def test_moved_columns_equal_those_of_the_host(
+    dtype: torch.dtype, channels: int, stride: int
+) -> None:
+    from s4d_core.inference.deformable import moved_columns
+
+    x = torch.randn(2, channels, 17, 23).to(dtype)
+    moves = 2 * torch.randn(2, 27, -(-17 // stride), -(-23 // stride))
+    moves[0, 3, 1, 1], moves[0, 4, 1, 1], moves[0, 6] = 1e30, -1e30, 0.0
+    want = moved_columns(x, moves, stride)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        given = moves.cuda().contiguous(memory_format=layout)
+        got = moved_columns(x.cuda(), given, stride).cpu()
+        step = 1e-5 if dtype == torch.float32 else 4e-3
+        torch.testing.assert_close(got, want, rtol=step, atol=step)
 
 
 @torch.no_grad()
@@ -227,7 +268,8 @@ def test_fused_kernels_have_float32_accuracy(name: str) -> None:
 @torch.no_grad()
 def test_split_convolutions_have_float32_accuracy() -> None:
     """R50's image part against float64, beside plain float32 and plain TF32."""
-    from s4d_core.inference.fusion import image_graph, split_convolutions, widen_input
+    from s4d_core.inference.fusion import image_graph, widen_input
+    from s4d_core.inference.graph_kernels import split_convolutions
     from s4d_core.inference.split_products import split_convolution
 
     torch.manual_seed(0)

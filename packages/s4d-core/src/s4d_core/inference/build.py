@@ -14,7 +14,7 @@ from ..errors import InvalidInputError
 from ..model import Sparse4D
 from .compiled import CompiledModel, Precision
 from .frame import Frame
-from .fusion import fuse_map_steps, image_graph, split_convolutions, widen_input
+from .fusion import image_graph, widen_input
 from .images import ImageInput, NormalisedImages, RawImages
 from .precision import cast_at_boundaries, is_half, to_half, use_tf32
 
@@ -61,11 +61,6 @@ def compile_inference(
     triton = on_gpu and importlib.util.find_spec("triton") is not None
     _check(precision, target, graph, triton)
     config, half = model.config, precision == "fp16"
-    if config.queue is not None and config.queue.frames == "future":
-        raise InvalidInputError(
-            f"{config.name} looks at frames to come, compile_inference has none; use the model, or "
-            "delayed_frame"
-        )
     copied = copy.deepcopy(model).eval().requires_grad_(False).to(target).float()
     example = torch.zeros((batch_size * config.num_cameras, 3, *config.image.size), device=target)
     with use_tf32(False):
@@ -74,9 +69,9 @@ def compile_inference(
         setattr(copied, name, torch.nn.Identity())
     if half:
         to_half(copied)
-    like, channels, last = _prepare_image_part(image_part, precision, on_gpu)
     if triton:
         _use_triton(copied, image_part, precision)
+    like, channels, last = _prepare_image_part(image_part, precision, on_gpu)
     cast_at_boundaries(copied)
     images: ImageInput
     if raw_size is None:
@@ -109,21 +104,18 @@ def _prepare_image_part(
     That is an empty tensor of its type, its channels, and whether channels are last. (Measured on
     an H200: float32 convolutions without TF32 are faster with channels first.)
     """
-    channels, last = 3, False
+    last = precision in ("fp16", "fp32x3")
+    wanted = {"fp16": 8 if on_gpu else 3, "fp32x3": 4}.get(precision, 3)
+    channels = wanted if wanted > 3 and widen_input(graph, wanted) else 3
     dtype = torch.float32
-    if precision == "fp16":
-        last = True
-        if is_half("backbone") and is_half("neck"):
-            graph.half()
-            dtype = torch.float16
-        if on_gpu:
-            channels = 8
+    if precision == "fp16" and is_half("backbone") and is_half("neck"):
+        graph.half()
+        dtype = torch.float16
     if precision == "fp32x3":
-        channels, last = 4, True
-    if channels > 3:
-        widen_input(graph, channels)
-    if precision == "fp32x3":
+        from .graph_kernels import split_convolutions, split_tokens
+
         split_convolutions(graph)
+        split_tokens(graph)
     if last:
         graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return torch.empty(0, dtype=dtype), channels, last
@@ -133,6 +125,7 @@ def _use_triton(model: Sparse4D, image_part: fx.GraphModule, precision: Precisio
     """Kernels for many small steps."""
     from .fused_mlp import fuse_small_networks
     from .fused_sampling import fuse_aggregation
+    from .graph_kernels import fuse_map_steps
 
     fuse_map_steps(image_part)
     if model.head.depth_reweight is None:

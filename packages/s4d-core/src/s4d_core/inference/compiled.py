@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Literal
 
 import torch
@@ -35,6 +35,8 @@ class CompiledModel:
         precision: "fp32", "fp32x3", "tf32" or "fp16".
         resize: what happens to raw images, `s4d_ops.image.ResizeCrop`, or None without raw images.
             `resize.matrix` maps raw pixels to network pixels.
+        delay: frames by which answers come later than their images: those that a model which looks
+            ahead waits for. 0 for all others.
     """
 
     def __init__(self, frame: Frame, precision: Precision, graph: bool) -> None:
@@ -43,6 +45,7 @@ class CompiledModel:
         self.batch_size = frame.batch
         self.precision = precision
         self.resize = getattr(frame.images, "plan", None)
+        self.delay = frame.delay
         self._device = frame.bank.feature.device
         self._on_gpu = self._device.type == "cuda"
         self._stream = torch.cuda.Stream(self._device) if self._on_gpu else None
@@ -71,7 +74,9 @@ class CompiledModel:
             lidar2global: (B, 4, 4).
 
         Returns:
-            as `decode`, on the host.
+            as `decode`, on the host. In a model that looks ahead they are those of the frame
+            `delay` calls before, in its own LiDAR frame; a sample's first `delay` calls find
+            nothing.
 
         Raises:
             InvalidInputError: shapes that do not belong to what was built.
@@ -97,7 +102,12 @@ class CompiledModel:
         self._wait()
         self._past.fill_(True)
         self._timestamp, self._pose = stamps, pose
-        return select(frame.detections(), self.config)
+        found = frame.detections()
+        searched = (found.labels[:, 0] >= 0).tolist()
+        return [
+            one if known else Detections(*(getattr(one, f.name)[:0] for f in fields(one)))
+            for one, known in zip(select(found, self.config), searched, strict=True)
+        ]
 
     def reset(self, where: Tensor | None = None) -> None:
         """Forget the past: the next frame is a first frame.
@@ -114,8 +124,8 @@ class CompiledModel:
 
     @property
     def state(self) -> State:
-        """A copy of what is carried to the next frame, on the device."""
-        bank = tree_map(torch.clone, self._frame.bank)
+        """A copy of what is carried to the next frame, on the device; floats are float32."""
+        bank = tree_map(_copy, self._frame.bank)
         bank = replace(bank, valid=self._past.clone().to(self._device))
         return State(bank, self._timestamp.clone(), self._pose.clone())
 
@@ -176,3 +186,7 @@ class CompiledModel:
             torch.cuda.graph(self._graph, stream=self._stream),
         ):
             self._frame.run()
+
+
+def _copy(value: Tensor) -> Tensor:
+    return value.float() if value.dtype == torch.float16 else value.clone()

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from ..decode import Ranked, decode_ranked
+from ..delayed import delayed_frame
 from ..model import Sparse4D
 from ..state import BankState
 from ..temporal_sampling import View
@@ -60,7 +61,12 @@ class Frame:
         self.model, self.images, self.batch = model, images, batch
         self._graph = graph
         self._head = wrap(self._head_step)
-        self.bank = BankState.empty(config, batch, device, torch.float32)
+        queue = config.queue
+        self.delay = queue.length if queue is not None and queue.frames == "future" else 0
+        self.bank = BankState.empty(config, batch, device, torch.float32, delayed=self.delay > 0)
+        if self.bank.queue is not None:  # maps are kept in the type that they come in
+            kept = replace(self.bank.queue, maps=self.bank.queue.maps.to(images.dtype))
+            self.bank = replace(self.bank, queue=kept)
         height, width = config.image.size
         wh = torch.tensor([width, height], dtype=torch.float32, device=device)
         self._image_wh = wh.expand(batch, config.num_cameras, 2).contiguous()
@@ -91,7 +97,10 @@ class Frame:
             step()
 
     def detections(self) -> Ranked:
-        """A copy of the last frame's results on the host. Wait for the frame first."""
+        """A copy of the last frame's results on the host. Wait for the frame first.
+
+        Labels are -1 where a model that looks ahead had no frame to search.
+        """
         words = self._host_out.clone()
         values = words[..., :13].view(torch.float32)
         return Ranked(
@@ -129,12 +138,17 @@ class Frame:
         """Decoders, bank and decoding."""
         bank = replace(bank, valid=geometry.valid != 0)
         view = View(self._maps._replace(feature=feature), geometry.lidar2img)
-        out = self.model.head(
-            view, self._image_wh, geometry.prev_to_current, geometry.time_interval, bank
-        )
-        found = decode_ranked(
-            out.cls[-1], out.quality[-1], out.box[-1], out.track_ids, self.model.config
-        )
+        given = (view, self._image_wh, geometry.prev_to_current, geometry.time_interval, bank)
+        ready = None
+        if self.delay:
+            out, ready = delayed_frame(self.model.head, *given)
+        else:
+            out = self.model.head(*given)
+        cls = out.cls[-1]
+        assert cls is not None  # the last decoder always has it
+        found = decode_ranked(cls, out.quality[-1], out.box[-1], out.track_ids, self.model.config)
+        if ready is not None:
+            found = found._replace(labels=torch.where(ready[:, None], found.labels, -1))
         return found, out.bank
 
     def _finish(self) -> None:

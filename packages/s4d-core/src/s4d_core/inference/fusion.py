@@ -7,29 +7,20 @@ where cuDNN has a kernel for it. What matches no pattern stays as it is.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..model import Sparse4D
+from .deformable import deformable_steps, split_deformable
+from .graph_edit import call, constant, drop_casts, fold_norm, is_fixed_norm, value_of
 
-__all__ = [
-    "fuse_map_steps",
-    "fused_convolution",
-    "image_graph",
-    "split_convolutions",
-    "widen_input",
-]
+__all__ = ["ADD", "fused_convolution", "image_graph", "widen_input"]
 
 _CONVOLUTION = torch.ops.aten.conv2d.default
-_NORM = torch.ops.aten.batch_norm.default
 _RELU = (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)
-_POOL = torch.ops.aten.max_pool2d.default
-_UPSAMPLE = torch.ops.aten.upsample_nearest2d.vec
-_ADD = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
+ADD = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
 # Defaults of conv2d's arguments after the input: weight, bias, stride, padding, dilation, groups.
 _DEFAULTS = (None, None, [1, 1], [0, 0], [1, 1], 1)
 
@@ -98,11 +89,13 @@ def image_graph(model: Sparse4D, images: Tensor, fuse_relu: bool = True) -> fx.G
     Returns:
         a module from (K, 3, H, W) to a tuple of levels, with weights of its own.
     """
-    with torch.no_grad():
+    with torch.no_grad(), deformable_steps(model):
         program = torch.export.export(_Pyramid(model), (images,), strict=False)
         exported = program.module(check_guards=False)
         # A module of its own: the exported one refuses inputs of other sizes.
         graph = fx.GraphModule(exported, exported.graph)  # type: ignore[arg-type]
+        drop_casts(graph)
+        split_deformable(graph)
         _fold_norms(graph)
         _fuse(graph, fuse_relu)
     graph.graph.eliminate_dead_code()
@@ -111,101 +104,27 @@ def image_graph(model: Sparse4D, images: Tensor, fuse_relu: bool = True) -> fx.G
     return graph
 
 
-def widen_input(graph: fx.GraphModule, channels: int) -> None:
+def widen_input(graph: fx.GraphModule, channels: int) -> bool:
     """Let the graph take images of more channels, which its first convolutions ignore.
 
     Half-precision kernels for three channels are slow, those for a multiple of 8 are not.
+
+    Returns:
+        False, with nothing changed, where other steps than convolutions look at the images.
     """
-    for node in graph.graph.nodes:
-        if node.target is fused_convolution and node.args[0].op == "placeholder":
-            weight = _value(graph, node.args[1])
-            assert weight is not None
-            wider = weight.new_zeros(weight.shape[0], channels, *weight.shape[2:])
-            wider[:, : weight.shape[1]] = weight
-            args = list(node.args)
-            args[1] = _constant(graph, f"{node.name}_wider", wider, node)
-            node.args = tuple(args)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-
-
-def fuse_map_steps(graph: fx.GraphModule) -> None:
-    """Put kernels of ours in the place of max pooling and of sums with upsampled maps.
-
-    Needs Triton. The kernels themselves fall back to torch for maps without channels last.
-    """
-    from .fused_maps import add_upsampled, max_pool_3x3
-
-    for node in list(graph.graph.nodes):
-        if node.target == _POOL and node.args[1:] == ([3, 3], [2, 2], [1, 1]):
-            _call(graph, node, max_pool_3x3, (node.args[0],))
-        if node.target not in _ADD or node.kwargs or len(node.args) != 2:
-            continue
-        for fine, other in (node.args, node.args[::-1]):
-            if isinstance(other, fx.Node) and other.target == _UPSAMPLE and len(other.users) == 1:
-                _call(graph, node, add_upsampled, (fine, other.args[0]))
-                break
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-
-
-def split_convolutions(graph: fx.GraphModule) -> None:
-    """Make float32 convolutions sums of three products on tensor cores. Needs Triton.
-
-    Those that the kernel does not take (groups, dilation, other numbers of channels) stay as they
-    are.
-    """
-    from .split_products import can_split, split_convolution, split_parts
-
-    for node in list(graph.graph.nodes):
-        if node.target is not fused_convolution:
-            continue
-        image, weight_node, bias_node, residual, relu, stride, padding, dilation, groups = node.args
-        weight = _value(graph, weight_node)
+    images = next(node for node in graph.graph.nodes if node.op == "placeholder")
+    first = list(images.users)
+    if any(node.target is not fused_convolution or node.args[-1] != 1 for node in first):
+        return False
+    for node in first:
+        weight = value_of(graph, node.args[1])
         assert weight is not None
-        size = weight.shape[2]
-        square = all(len(set(x)) == 1 for x in (weight.shape[2:], stride, padding))
-        plain = groups == 1 and set(dilation) == {1} and square
-        if not plain or not can_split(weight.shape[1], size):
-            continue
-        parts, finish = split_parts(weight, _value(graph, bias_node))
-        given = (
-            image,
-            _constant(graph, f"{node.name}_parts", parts, node),
-            _constant(graph, f"{node.name}_finish", finish, node),
-            *(residual, relu, size, stride[0], padding[0]),
-        )
-        _call(graph, node, split_convolution, given)
+        wider = weight.new_zeros(weight.shape[0], channels, *weight.shape[2:])
+        wider[:, : weight.shape[1]] = weight
+        node.update_arg(1, constant(graph, f"{node.name}_wider", wider, node))
     graph.graph.eliminate_dead_code()
     graph.recompile()
-
-
-def _call(
-    graph: fx.GraphModule, node: fx.Node, function: Callable[..., Any], args: tuple[Any, ...]
-) -> None:
-    """Put a call in the place of a node."""
-    with graph.graph.inserting_before(node):
-        new = graph.graph.call_function(function, args)
-    new.meta = dict(node.meta)
-    node.replace_all_uses_with(new)
-    graph.graph.erase_node(node)
-
-
-def _value(graph: fx.GraphModule, node: object) -> Tensor | None:
-    """The parameter or buffer that a node stands for."""
-    if node is None:
-        return None
-    assert isinstance(node, fx.Node) and node.op == "get_attr"
-    value = operator.attrgetter(str(node.target))(graph)
-    assert isinstance(value, Tensor)
-    return value.detach()
-
-
-def _constant(graph: fx.GraphModule, name: str, value: Tensor, before: fx.Node) -> fx.Node:
-    """A new parameter, and the node that reads it."""
-    graph.register_parameter(name, nn.Parameter(value.contiguous(), requires_grad=False))
-    with graph.graph.inserting_before(before):
-        return graph.graph.get_attr(name)
+    return True
 
 
 def _arguments(node: fx.Node) -> list[Any]:
@@ -217,27 +136,20 @@ def _arguments(node: fx.Node) -> list[Any]:
 def _fold_norms(graph: fx.GraphModule) -> None:
     """Replace convolution + BatchNorm (of recorded statistics) by a convolution with bias."""
     for norm in list(graph.graph.nodes):
-        if norm.target != _NORM or norm.args[5]:
+        if not is_fixed_norm(norm):
             continue
         convolution = norm.args[0]
         if convolution.target != _CONVOLUTION or len(convolution.users) != 1:
             continue
         weight_node, bias_node, *rest = _arguments(convolution)
-        weight, bias = _value(graph, weight_node), _value(graph, bias_node)
-        gain, shift, mean, variance = (_value(graph, node) for node in norm.args[1:5])
-        assert weight is not None and mean is not None and variance is not None
-        # In float64: folding shall not be what a comparison with the model measures.
-        scale = torch.rsqrt(variance.double() + norm.args[7])
-        scale = scale if gain is None else scale * gain.double()
-        new_bias = -mean.double() if bias is None else bias.double() - mean.double()
-        new_bias = new_bias * scale
-        new_bias = new_bias if shift is None else new_bias + shift.double()
-        new_weight = weight.double() * scale[:, None, None, None]
+        weight, bias = value_of(graph, weight_node), value_of(graph, bias_node)
+        assert weight is not None
+        weight, bias = fold_norm(graph, norm, weight, bias)
         name = f"{convolution.name}_folded"
         arguments = [
             convolution.args[0],
-            _constant(graph, f"{name}_weight", new_weight.to(weight.dtype), convolution),
-            _constant(graph, f"{name}_bias", new_bias.to(weight.dtype), convolution),
+            constant(graph, f"{name}_weight", weight, convolution),
+            constant(graph, f"{name}_bias", bias, convolution),
             *rest,
         ]
         convolution.args = tuple(arguments)
@@ -263,7 +175,7 @@ def _fuse_relu(graph: fx.GraphModule, relu: fx.Node) -> None:
     if before.target == _CONVOLUTION:
         _replace(graph, relu, before, None, relu=True)
         return
-    if before.target not in _ADD or before.kwargs or len(before.args) != 2:
+    if before.target not in ADD or before.kwargs or len(before.args) != 2:
         return
     for main, other in (before.args, before.args[::-1]):
         if not isinstance(main, fx.Node) or not isinstance(other, fx.Node):
@@ -281,10 +193,10 @@ def _move_bias(graph: fx.GraphModule, main: fx.Node, other: fx.Node) -> None:
         return
     _, bias_node, *rest = _arguments(other)
     main_weight, main_bias_node, *main_rest = _arguments(main)
-    bias, main_bias = _value(graph, bias_node), _value(graph, main_bias_node)
+    bias, main_bias = value_of(graph, bias_node), value_of(graph, main_bias_node)
     if bias is None or main_bias is None:
         return
-    joined = _constant(graph, f"{main.name}_joined_bias", bias + main_bias, main)
+    joined = constant(graph, f"{main.name}_joined_bias", bias + main_bias, main)
     main.args = (main.args[0], main_weight, joined, *main_rest)
     other.args = (other.args[0], other.args[1], None, *rest)
 
@@ -295,4 +207,4 @@ def _replace(
     """Put a fused convolution in the place of `last`."""
     weight, bias, *shape = _arguments(convolution)
     arguments = (convolution.args[0], weight, bias, residual, relu, *shape)
-    _call(graph, last, fused_convolution, arguments)
+    call(graph, last, fused_convolution, arguments)

@@ -22,7 +22,12 @@ class ImageInput:
 
     `load` runs outside the captured graph and may be given memory of the host or of the device;
     `prepare` runs inside and always uses the same memory.
+
+    Attributes:
+        dtype: of what `prepare` returns.
     """
+
+    dtype: torch.dtype
 
     def load(self, images: Any) -> None:
         """Take the images of one frame.
@@ -65,6 +70,7 @@ class NormalisedImages(ImageInput):
     def __init__(
         self, batch: int, config: Sparse4DConfig, like: Tensor, channels: int, last: bool
     ) -> None:
+        self.dtype = like.dtype
         self.shape = (batch, config.num_cameras, 3, *config.image.size)
         self._network = NetworkInput(batch * config.num_cameras, config, like, channels, last)
 
@@ -98,6 +104,7 @@ class RawImages(ImageInput):
         channels: int,
         last: bool,
     ) -> None:
+        self.dtype = like.dtype
         device, count = like.device, batch * config.num_cameras
         self.count, self.shape = count, (*raw_size, 3)
         self.plan = image.plan_resize_crop(raw_size, config.image.size)

@@ -12,7 +12,7 @@ import triton  # type: ignore
 import triton.language as tl  # type: ignore
 from torch import Tensor
 
-__all__ = ["can_attend", "split_attention"]
+__all__ = ["can_attend", "split_attention", "split_heads"]
 
 _ROWS = 64  # queries of a program, and keys of a step
 
@@ -132,3 +132,11 @@ def split_attention(
         num_stages=3,
     )
     return out
+
+
+def split_heads(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """`split_attention` of heads (B, heads, rows, D), all keys seen; returns the same layout."""
+    heads = query.shape[1]
+    rows = [x.transpose(1, 2).flatten(2) for x in (query, key, value)]
+    out = split_attention(rows[0], rows[1], rows[2], heads, None)
+    return out.unflatten(-1, (heads, -1)).transpose(1, 2)

@@ -8,7 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ..attention import Attention
 from .split_attention import can_attend, split_attention
-from .split_products import can_split, split_parts, split_product
+from .split_products import can_split, split_linear, split_parts
 
 __all__ = ["SplitAttention", "SplitLinear", "split_layers"]
 
@@ -31,13 +31,7 @@ class SplitLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) to (..., O)."""
-        depth, channels = x.shape[-1], self.finish.shape[1]
-        flat = x.float().reshape(-1, depth).contiguous()
-        rows = flat.shape[0]
-        out = torch.empty((rows, channels), dtype=torch.float32, device=x.device)
-        sizes = (rows, 1, rows, depth, 1, rows)
-        split_product(flat, self.parts, self.finish, None, out, sizes, relu=self.relu)
-        return out.reshape(*x.shape[:-1], channels)
+        return split_linear(x, self.parts, self.finish, self.relu)
 
 
 class SplitAttention(nn.Module):

@@ -18,7 +18,7 @@ import triton  # type: ignore
 import triton.language as tl  # type: ignore
 from torch import Tensor
 
-__all__ = ["can_split", "split_convolution", "split_parts", "split_product"]
+__all__ = ["can_split", "split_convolution", "split_linear", "split_parts", "split_product"]
 
 PACKED = 4  # channels of images: a step takes a row of the kernel, 8 pixels of 4 channels
 _PROCESSORS = 132  # of the device the tiles were chosen on
@@ -175,6 +175,22 @@ def split_product(
         num_warps=warps,
         num_stages=stages,
     )
+
+
+def split_linear(x: Tensor, parts: Tensor, finish: Tensor, relu: bool = False) -> Tensor:
+    """A float32 linear layer of (..., C), with ReLU where asked: (..., O).
+
+    Args:
+        x: any float type; C a multiple of 32.
+        parts, finish: see `split_parts`.
+    """
+    depth, channels = x.shape[-1], finish.shape[1]
+    flat = x.float().reshape(-1, depth).contiguous()
+    rows = flat.shape[0]
+    out = torch.empty((rows, channels), dtype=torch.float32, device=x.device)
+    sizes = (rows, 1, rows, depth, 1, rows)
+    split_product(flat, parts, finish, None, out, sizes, relu=relu)
+    return out.reshape(*x.shape[:-1], channels)
 
 
 def split_convolution(
