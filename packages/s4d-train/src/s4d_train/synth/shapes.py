@@ -13,12 +13,30 @@ import numpy as np
 
 from .geometry import Array
 
-__all__ = ["FACADE", "FOLIAGE", "GLASS", "MATTE", "Shape", "ShapeBuilder"]
+__all__ = [
+    "FACADE",
+    "FOLIAGE",
+    "GLASS",
+    "MATTE",
+    "Colour",
+    "Rng",
+    "Shape",
+    "ShapeBuilder",
+    "choose_paint",
+]
 
 MATTE, GLASS, FACADE, FOLIAGE = 0, 1, 2, 3
 """Materials: how :mod:`s4d_train.synth.shading` colours a face."""
 
 Colour = tuple[float, float, float]
+Rng = np.random.Generator
+
+
+def choose_paint(rng: Rng, palette: Sequence[Colour]) -> Colour:
+    """A colour of the palette, somewhat lighter or darker."""
+    r, g, b = palette[int(rng.integers(len(palette)))]
+    shade = float(rng.uniform(0.85, 1.1))
+    return (min(r * shade, 1.0), min(g * shade, 1.0), min(b * shade, 1.0))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .clearance import Clearance, swept
 from .geometry import Array
 from .objects import draw_size, make_shape
 from .paths import Motion, lane_path, straight
@@ -68,7 +69,8 @@ class Traffic:
         self.duration = duration
         self.times = np.arange(-0.5, duration + 0.75, 0.25)
         self.actors: list[Actor] = []
-        self._discs = [_discs(ego.at(self.times), 4.9, 2.0, ahead=1.4)]
+        self._clearance = Clearance()
+        self._clearance.keep(swept(ego.at(self.times), 4.9, 2.0, ahead=1.4))
         self._populate(density)
 
     def _populate(self, density: float) -> None:
@@ -118,18 +120,10 @@ class Traffic:
     ) -> bool:
         """Keep the actor unless it comes closer than ``gap`` to another one."""
         size = size or draw_size(name, self.rng, ridden)
-        discs = _discs(motion.at(self.times), size[0], size[1])
-        for other in self._discs:
-            # Middles first: most pairs never come near each other.
-            apart = np.hypot(*(discs[0].mean(1) - other[0].mean(1)).T).min()
-            if apart > discs[2] + other[2] + gap:
-                continue
-            distance = np.linalg.norm(
-                discs[0][:, :, None, :] - other[0][:, None, :, :], axis=-1
-            ).min()
-            if distance < discs[1] + other[1] + gap:
-                return False
-        self._discs.append(discs)
+        way = swept(motion.at(self.times), size[0], size[1])
+        if not self._clearance.allows(way, gap):
+            return False
+        self._clearance.keep(way)
         shape = make_shape(name, size, self.rng, ridden)
         self.actors.append(Actor(name, size, shape, motion, resting, moving))
         return True
@@ -297,19 +291,3 @@ class Traffic:
                 turned = angle + np.pi / 2 + float(rng.normal(0.0, 0.06))
                 self._add("barrier", Motion.standing(cx, cy, turned), "", "", gap=-0.6)
             return
-
-
-def _discs(
-    poses: Array, length: float, width: float, ahead: float = 0.0
-) -> tuple[Array, float, float]:
-    """Discs (T, n, 2) along the longer side of a box at poses (T, 3), the radius of a disc, and
-    the distance from the middle that they reach.
-    """
-    radius = min(length, width) / 2
-    reach = max(length, width) / 2 - radius
-    count = max(1, int(np.ceil(reach / (0.6 * radius))) + 1)
-    along = np.linspace(-reach, reach, count) + ahead
-    axis = poses[:, 2] if length >= width else poses[:, 2] + np.pi / 2
-    forward = np.stack([np.cos(axis), np.sin(axis)], -1)
-    centres = poses[:, None, :2] + along[None, :, None] * forward[:, None, :]
-    return centres, radius, reach + radius
