@@ -17,7 +17,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -143,12 +143,12 @@ class Memory:
         self.engine.append(sum(held.values()))
 
     @staticmethod
-    def growth(samples: list[int]) -> float:
+    def growth(samples: list[int], extreme: Callable[[list[int]], int] = max) -> float:
         """Megabytes from the second quarter's highest to the second half's highest."""
         half = len(samples) // 2
         if half < 2:
             return 0.0
-        return (max(samples[half:]) - max(samples[half // 2 : half])) / 1e6
+        return (extreme(samples[half:]) - extreme(samples[half // 2 : half])) / 1e6
 
     def report(self) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -156,7 +156,9 @@ class Memory:
             samples = getattr(self, name)
             if any(samples):
                 result[f"{name}_mb"] = [round(s / 1e6, 2) for s in samples]
-                result[f"{name}_growth_mb"] = self.growth(samples)
+                # Other users of a device only add to what it holds: the lowest is ours.
+                extreme = min if name == "device" else max
+                result[f"{name}_growth_mb"] = self.growth(samples, extreme)
         return result
 
 

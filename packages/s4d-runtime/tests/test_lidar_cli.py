@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from lidar_reference import example_path
+from PIL import Image
 
 from s4d_runtime.cli import main
 from s4d_runtime.lidar import (
@@ -15,6 +16,7 @@ from s4d_runtime.lidar import (
     write_lidar_artifact,
     write_tensor,
 )
+from s4d_runtime.lidar.picture import bev_picture
 
 
 @pytest.fixture
@@ -66,7 +68,15 @@ def test_lidar_over_a_folder(model, tmp_path, capsys):
     np.testing.assert_array_equal(read_tensor(out / "a.tensor"), engine.from_points(cloud(0)))
     batch = engine.from_points([cloud(0), cloud(1)])
     np.testing.assert_array_equal(read_tensor(out / "b.tensor"), batch[1:])
-    assert (out / "c.png").stat().st_size > 500
+    picture = Image.open(out / "c.png")
+    # 4.2 x 5.4 m: the longer side has 720 pixels; beside it the colour scale, above it the title.
+    assert picture.size == (560 + 24 + 78, 720 + 52 + 12)
+    assert len(picture.crop((12, 52, 572, 772)).getcolors(1 << 20) or ()) > 50
+
+
+def test_picture_of_nothing():
+    empty = bev_picture(np.zeros((4, 6, 8), np.float16), VoxelRules(), "nothing")
+    assert empty.size[0] > 720
 
 
 def test_inspect(model, tmp_path, capsys):

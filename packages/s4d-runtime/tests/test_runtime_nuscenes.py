@@ -13,7 +13,7 @@ from runtime_dataset import PLACES, SIZES, SPEEDS
 import s4d_runtime.nuscenes.tables as tables
 from s4d_runtime import Detections
 from s4d_runtime.errors import DatasetError, ResultsError
-from s4d_runtime.geometry import invert_rigid, lidar2img, project
+from s4d_runtime.geometry import invert_rigid, lidar2img
 from s4d_runtime.nuscenes import (
     CLASS_RANGE,
     DETECTION_NAMES,
@@ -159,9 +159,9 @@ def test_keyframe(keyframe):
     assert len(objects) == 68 and tuple(sample.cameras) == CAMERA_ORDER
     seen = np.zeros(68, dtype=bool)
     for record in sample.cameras.values():
-        pixels, depth = project(
-            objects.boxes[:, :3], lidar2img(record.intrinsic, record.lidar2camera)
-        )
+        centres = np.c_[objects.boxes[:, :3], np.ones(68)]
+        u, v, depth, _ = lidar2img(record.intrinsic, record.lidar2camera) @ centres.T
+        pixels = np.stack((u, v), axis=1) / depth[:, None]
         seen |= (depth > 0) & ((pixels > 0) & (pixels < (1600, 900))).all(axis=1)
     assert seen.sum() >= 60
     frame = dataset.frame(sample)

@@ -13,7 +13,6 @@ __all__ = [
     "invert_rigid",
     "is_rigid",
     "lidar2img",
-    "project",
     "quaternion_to_matrix",
     "transform",
     "yaw_to_quaternion",
@@ -105,14 +104,6 @@ def lidar2img(
     camera2img = np.eye(4)
     camera2img[:3, :3] = intrinsic if image_matrix is None else image_matrix @ intrinsic
     return camera2img @ lidar2camera
-
-
-def project(points: NDArray[Any], matrix: Matrix) -> tuple[Matrix, Matrix]:
-    """Pixels (..., 2) and depths (...,) of points (..., 3); depth <= 0 lies behind the camera."""
-    homogeneous = points @ matrix[:3, :3].T + matrix[:3, 3]
-    depth = homogeneous[..., 2]
-    safe = np.where(np.abs(depth) < 1e-6, 1e-6, depth)
-    return homogeneous[..., :2] / safe[..., None], depth
 
 
 def box_corners(boxes: NDArray[Any]) -> Matrix:

@@ -69,7 +69,7 @@ def _encode(engine: SparseEngine, cloud: Path, args: argparse.Namespace) -> dict
     import numpy as np
 
     from ..lidar import write_tensor
-    from ..lidar.clouds import bev_picture, read_cloud
+    from ..lidar.clouds import read_cloud
 
     points = read_cloud(cloud, args.columns, args.dtype)[:, : engine.graph.in_channels]
     start = time.perf_counter()
@@ -82,7 +82,9 @@ def _encode(engine: SparseEngine, cloud: Path, args: argparse.Namespace) -> dict
         folder = Path(args.out)
         write_tensor(folder / f"{cloud.stem}.tensor", dense)
         if not args.no_pictures:
-            bev_picture(dense[0]).save(folder / f"{cloud.stem}.png")
+            _draw(engine, dense[0], indices.shape[0], cloud.name, Path(args.model).stem).save(
+                folder / f"{cloud.stem}.png"
+            )
     return {
         "name": cloud.name,
         "points": len(points),
@@ -91,6 +93,13 @@ def _encode(engine: SparseEngine, cloud: Path, args: argparse.Namespace) -> dict
         "encode_ms": (end - middle) * 1e3,
         "shape": list(dense.shape),
     }
+
+
+def _draw(engine: SparseEngine, dense: Any, voxels: int, name: str, model: str) -> Any:
+    from ..lidar.picture import bev_picture
+
+    made = f"{model}, {engine.precision} on {engine.device}, {voxels} voxels"
+    return bev_picture(dense, engine.voxel_rules, name, made)
 
 
 def _table(report: dict[str, Any]) -> str:

@@ -1,10 +1,9 @@
-"""Reading point clouds, and a picture of a bird's-eye tensor."""
+"""Reading point clouds."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from ..errors import DatasetError
 from .tensor_file import read_tensor
 
-__all__ = ["bev_picture", "find_clouds", "read_cloud"]
+__all__ = ["find_clouds", "read_cloud"]
 
 SUFFIXES = (".bin", ".npy", ".tensor")
 
@@ -54,21 +53,3 @@ def read_cloud(path: Path, columns: int = 5, dtype: str = "float32") -> NDArray[
     if array.ndim != 2 or array.shape[1] < 3 or array.dtype.kind not in "fiu":
         raise DatasetError(f"{path.name}: expected points (P, >= 3), got shape {array.shape}")
     return array[:, :columns].astype(np.float32)
-
-
-def bev_picture(dense: NDArray[Any], size: int = 720) -> Any:
-    """A Pillow image of a (C, H, W) tensor: the strongest channel of each cell, dark to bright,
-    scaled to its 99.5th percentile. Forward (growing row number) points up."""
-    from PIL import Image
-
-    strength = np.abs(dense.astype(np.float32)).max(0)
-    top = float(np.quantile(strength[strength > 0], 0.995)) if strength.any() else 1.0
-    level = np.sqrt(np.clip(strength / top, 0, 1))[::-1]
-    stops = np.array([[12, 14, 24], [40, 60, 140], [60, 170, 170], [250, 240, 150]], np.float32)
-    at = level * (len(stops) - 1)
-    low = np.minimum(at.astype(np.int64), len(stops) - 2)
-    share = (at - low)[..., None]
-    colour = stops[low] * (1 - share) + stops[low + 1] * share
-    image = Image.fromarray(colour.round().astype(np.uint8))
-    scale = max(1, size // max(image.size))
-    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)

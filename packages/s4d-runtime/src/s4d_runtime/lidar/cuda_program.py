@@ -7,7 +7,8 @@ from typing import Any
 
 from s4d_ops import sparse_cuda
 
-from .cuda_recording import BAD_VALUES, COUNTS, GIVEN, Recording
+from .cuda_recording import Recording
+from .cuda_state import BAD_VALUES, COUNTS, GIVEN
 
 __all__ = ["CudaProgram", "Inputs"]
 

@@ -17,17 +17,13 @@ from s4d_ops import sparse_cuda
 
 from .arena import ALIGNMENT, Buffer, assign_offsets, assign_within
 from .cuda_layout import DenseEnd, Level, Sites, Table
+from .cuda_state import COUNTS
 from .cuda_weights import DeviceWeights
 from .nodes import LidarGraph
 from .plan import AddStep, ConvStep, Plan, Storage
 
-__all__ = ["BAD_VALUES", "COUNTS", "GIVEN", "Recording"]
+__all__ = ["Recording"]
 
-# The words of the state: counters of errors, values that are not finite (these are cleared for each
-# frame), rows given, rows of each level (0 after an overflow), rows that each level needed. They
-# stay on the device until asked for.
-ERRORS, BAD_VALUES = 0, sparse_cuda.ERROR_SLOTS
-GIVEN, COUNTS = BAD_VALUES + 1, BAD_VALUES + 2
 _SIZES = {"float32": 4, "float16": 2, "int8": 1}
 _FIRST = 1  # number of the first call, the tables of the input's level
 
@@ -55,8 +51,7 @@ class Recording:
         keep: bool = False,
     ) -> None:
         self.graph, self.plan, self.sites, self.end = graph, plan, sites, end
-        self.weights = weights
-        self.batch_size = batch_size
+        self.weights, self.batch_size = weights, batch_size
         self.capacities = tuple(capacities)
         self._native = sparse_cuda.native()
         self._buffers: list[Buffer] = []
@@ -257,8 +252,6 @@ class Recording:
     def dense_bytes(self) -> int:
         """Bytes of the result."""
         return prod(self.dense_shape) * _SIZES[self.dense_type]
-
-    # -- addresses and descriptors
 
     def _at(self, buffer: Buffer | None) -> int:
         if buffer is None:

@@ -17,7 +17,7 @@ from ..errors import FrameError
 from .cuda_layout import Level, dense_end, site_levels
 from .cuda_memory import DeviceMemory, download
 from .cuda_program import CudaProgram, Inputs
-from .cuda_recording import BAD_VALUES, COUNTS, GIVEN
+from .cuda_state import BAD_VALUES, COUNTS, GIVEN
 from .cuda_weights import DeviceWeights
 from .nodes import LidarGraph, Triple
 from .plan import Plan

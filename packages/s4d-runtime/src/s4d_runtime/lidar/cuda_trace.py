@@ -9,8 +9,8 @@ import numpy as np
 from ..cuda.driver import Stream
 from .cuda_memory import download
 from .cuda_program import Inputs
-from .cuda_recording import COUNTS
 from .cuda_reserve import Reservation
+from .cuda_state import COUNTS
 from .cuda_weights import DeviceWeights
 from .device_tensor import DeviceView
 from .nodes import Triple
