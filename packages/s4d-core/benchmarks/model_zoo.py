@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from zoo_compiled import compiled
 from zoo_models import resized, small
 from zoo_parts import Part, export_and_roll, inference, training
 
@@ -81,12 +82,15 @@ def attempt(work: Callable[[], Part]) -> Part:
 def measure(
     results: Results, names: list[str], args: argparse.Namespace, parts: tuple[str, ...]
 ) -> None:
-    """Inference and training, one model after the other."""
+    """Inference (plain and compiled) and training, one model after the other."""
     for part in parts:
         for name in names:
             config = configured(name, args)
             if part == "inference" and results.wanted(name, part):
                 work = attempt(lambda c=config: inference(c, args.device, args.repeat))
+                results.put(name, part, work)
+            if part == "compiled" and results.wanted(name, part):
+                work = attempt(lambda c=config: compiled(c, args.device, args.repeat))
                 results.put(name, part, work)
             for batch in BATCHES.get(name, (None,)) if part == "training" else ():
                 key = "training" if batch is None else f"training, batch {batch}"
@@ -183,7 +187,9 @@ def main() -> int:
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
     parser.add_argument("--reduced", action="store_true", help="few channels and blocks")
     parser.add_argument("--image", default="", help="HEIGHTxWIDTH instead of the models' own")
-    parser.add_argument("--parts", default="training,inference,export", help="in this order")
+    parser.add_argument(
+        "--parts", default="training,inference,compiled,export", help="in this order"
+    )
     parser.add_argument("--engines", default="", help="of the roll-outs; comma-separated")
     parser.add_argument("--frames", type=int, default=4, help="of the roll-out")
     parser.add_argument("--repeat", type=int, default=10, help="frames and steps that are timed")
