@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -34,9 +32,28 @@ SAME = (
     "run.save_every=2",
     "data.sequence_parts=0",
 )
+# What each rank runs. With KILL, a file, rank 1 of the first attempt is killed before its fourth
+# step and leaves the file.
+FIT = """
+import os, signal, sys
+from s4d_train.cli import main
+from s4d_train.trainer.trainer import Trainer
+
+step = Trainer.train_step
+
+def maybe_the_last(self, *arguments):
+    first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    if KILL and first and os.environ["RANK"] == "1" and self.step == 3:
+        open(KILL, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, *arguments)
+
+Trainer.train_step = maybe_the_last
+sys.exit(main(sys.argv[1:]))
+"""
 
 
-def start(folder: Path, config, *options: str) -> subprocess.Popen[bytes]:
+def start(folder: Path, config, *options: str, kill: Path | None = None) -> subprocess.Popen[bytes]:
     file = folder / "config.json"
     file.write_text(json.dumps(to_dict(config)))
     with socket.socket() as free:
@@ -44,7 +61,9 @@ def start(folder: Path, config, *options: str) -> subprocess.Popen[bytes]:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--master-addr", "127.0.0.1", "--master-port", str(port), *options]
-    command += ["-m", "s4d_train", "fit", str(file), "--device", "cpu", "--no-progress"]
+    script = folder / "fit.py"
+    script.write_text(f"KILL = {kill and str(kill)!r}\n{FIT}")
+    command += [str(script), "fit", str(file), "--device", "cpu", "--no-progress"]
     return subprocess.Popen([*command, "--resume"], env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
@@ -79,39 +98,16 @@ def test_two_ranks_give_the_losses_of_one(synth_index: DriveIndex, tmp_path: Pat
             assert b[name] == pytest.approx(a[name], rel=2e-3, abs=1e-4), name
 
 
-def process_of(rank: int, folder: Path) -> int | None:
-    """The process of a rank of the job that reads `folder`'s settings."""
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            command = (entry / "cmdline").read_bytes().decode().split("\0")
-            environment = (entry / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        ours = str(folder / "config.json") in command and "torch.distributed.run" not in command
-        if ours and f"RANK={rank}".encode() in environment:
-            return int(entry.name)
-    return None
-
-
 @pytest.mark.timeout(300)
 def test_a_job_that_loses_a_rank_starts_again_and_finishes(
     synth_index: DriveIndex, tmp_path: Path
 ) -> None:
     config = micro_config(tmp_path, Path(synth_index.folder), "run.save_every=2")
-    job = start(tmp_path, config, "--max-restarts", "1", "--monitor-interval", "0.2")
-    log, killed = tmp_path / "run" / "log.jsonl", False
-    deadline = time.monotonic() + 150
-    while job.poll() is None and time.monotonic() < deadline:
-        if not killed and log.exists() and len(log.read_text().splitlines()) >= 3:
-            victim = process_of(1, tmp_path)
-            assert victim is not None
-            os.kill(victim, signal.SIGKILL)
-            killed = True
-        time.sleep(0.02)
-    job.terminate()
-    assert job.wait() == 0 and killed
-    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    options = ("--max-restarts", "1", "--monitor-interval", "0.2")
+    job = start(tmp_path, config, *options, kill=tmp_path / "killed")
+    assert job.wait() == 0
+    assert (tmp_path / "killed").exists()
+    log = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in log]
     assert steps == list(range(1, 9))
     assert (tmp_path / "run" / "final" / "model.safetensors").is_file()

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -207,7 +206,6 @@ def test_unknown_scenes_and_sources(
 
 
 def test_command_line() -> None:
-    begin = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "s4d_train", "--help"],
         capture_output=True,
@@ -216,7 +214,6 @@ def test_command_line() -> None:
     )
     assert "fit" in done.stdout and "eval" in done.stdout
     assert " torch\n" not in done.stderr and "nuscenes" not in done.stderr
-    assert time.perf_counter() - begin < 20
     wrong = subprocess.run([sys.executable, "-m", "s4d_train", "fitt"], capture_output=True)
     assert wrong.returncode == 2
 

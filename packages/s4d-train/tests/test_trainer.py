@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +33,21 @@ from s4d_train.trainer.step import TemporalState, finite_state
 from s4d_train.trainer.trainer import Trainer
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
+KILLED_AFTER_FIVE = """
+import os, signal, sys
+from s4d_train.cli import main
+from s4d_train.trainer.log import RunLog
+
+write = RunLog.write
+
+def last_words(self, step, values):
+    write(self, step, values)
+    if step == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+RunLog.write = last_words
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -92,19 +106,12 @@ def test_killed_and_resumed_run_gives_the_same_losses(
     config = micro_config(tmp_path, index, "optimiser.ema=0.9")
     file = tmp_path / "config.json"
     file.write_text(json.dumps(to_dict(config)))
-    command = [sys.executable, "-m", "s4d_train", "fit", str(file), "--device", "cpu"]
+    command = [sys.executable, "-c", KILLED_AFTER_FIVE, "fit", str(file), "--device", "cpu"]
     command += ["--no-progress", "--resume"]
-    run = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    log = tmp_path / "run" / "log.jsonl"
-    deadline = time.monotonic() + 240
-    while run.poll() is None and time.monotonic() < deadline:
-        if log.exists() and len(log.read_text().splitlines()) >= 5:
-            run.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.02)
-    assert run.wait() == -signal.SIGKILL
-    resumed = [p.name for p in list_checkpoints(tmp_path / "run" / "checkpoints")]
-    assert resumed[0] == "step_00000004"
+    run = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert run.returncode == -signal.SIGKILL
+    left = [p.name for p in list_checkpoints(tmp_path / "run" / "checkpoints")]
+    assert left == ["step_00000004"]
     fit(config, ALONE, resume=True, show=False)
     assert figures(tmp_path / "run") == figures(whole_run)
     one, other = (load_checkpoint(f / "final").state_dict() for f in (tmp_path / "run", whole_run))
