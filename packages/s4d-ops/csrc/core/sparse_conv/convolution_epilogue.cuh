@@ -57,12 +57,19 @@ __device__ inline uint4 load_residual(const TileTask& t, int64_t row, int column
   return raw;
 }
 
-// The rare parts of `finish`, out of line: their code would be in every instance.
-static __device__ __noinline__ void add_floats(const TileTask& t, int64_t row, int column,
-                                               float (&add)[8]) {
-  const float* from = static_cast<const float*>(t.task.residual.data) + row * t.residual_stride;
-#pragma unroll
-  for (int j = 0; j < 8; ++j) add[j] = column + j < t.residual_stride ? from[column + j] : 0.0f;
+// The rare parts of `finish`, out of line: their code would be in every instance. Floats come and go
+// in registers, and rows of them have a multiple of four.
+struct Floats8 {
+  float4 low, high;
+};
+
+static __device__ __noinline__ Floats8 load_floats(const TileTask& t, int64_t row, int column) {
+  const float* from =
+      static_cast<const float*>(t.task.residual.data) + row * t.residual_stride + column;
+  Floats8 run{make_float4(0.0f, 0.0f, 0.0f, 0.0f), make_float4(0.0f, 0.0f, 0.0f, 0.0f)};
+  if (column < t.residual_stride) run.low = reinterpret_cast<const float4*>(from)[0];
+  if (column + 4 < t.residual_stride) run.high = reinterpret_cast<const float4*>(from)[1];
+  return run;
 }
 
 static __device__ __noinline__ void activate(const TileTask& t, int column, float (&value)[8]) {
@@ -75,12 +82,11 @@ static __device__ __noinline__ void activate(const TileTask& t, int column, floa
 }
 
 static __device__ __noinline__ void store_floats(const TileTask& t, int64_t row, int column,
-                                          const float (&value)[8]) {
-  float* to = static_cast<float*>(const_cast<void*>(t.task.output.data)) + row * t.out_stride;
-#pragma unroll
-  for (int j = 0; j < 8; ++j) {
-    if (column + j < t.out_stride) to[column + j] = value[j];
-  }
+                                                 Floats8 run) {
+  float* to =
+      static_cast<float*>(const_cast<void*>(t.task.output.data)) + row * t.out_stride + column;
+  if (column < t.out_stride) reinterpret_cast<float4*>(to)[0] = run.low;
+  if (column + 4 < t.out_stride) reinterpret_cast<float4*>(to)[1] = run.high;
 }
 
 // Residual, rounding, activation and the store of 8 neighbouring columns.
@@ -100,10 +106,9 @@ __device__ inline void finish(const TileTask& t, int64_t row, int column, float 
     } else if (other.type == DType::i8) {
       load_run(reinterpret_cast<const int8_t*>(&raw), add, t.residual_unit);
     } else {
-      float floats[kRun];
-      add_floats(t, row, column, floats);
-#pragma unroll
-      for (int j = 0; j < kRun; ++j) add[j] = floats[j];
+      const Floats8 run = load_floats(t, row, column);
+      add[0] = run.low.x, add[1] = run.low.y, add[2] = run.low.z, add[3] = run.low.w;
+      add[4] = run.high.x, add[5] = run.high.y, add[6] = run.high.z, add[7] = run.high.w;
     }
     if (t.residual.unit > 0.0f) {
 #pragma unroll
@@ -134,10 +139,8 @@ __device__ inline void finish(const TileTask& t, int64_t row, int column, float 
       *reinterpret_cast<uint2*>(static_cast<int8_t*>(data) + at + 16) = make_uint2(0, 0);
     }
   } else {
-    float copy[kRun];
-#pragma unroll
-    for (int j = 0; j < kRun; ++j) copy[j] = value[j];
-    store_floats(t, row, column, copy);
+    store_floats(t, row, column, {make_float4(value[0], value[1], value[2], value[3]),
+                                  make_float4(value[4], value[5], value[6], value[7])});
   }
 }
 

@@ -65,10 +65,17 @@ __device__ inline uint64_t describe(uint32_t shared) {
          static_cast<uint64_t>(8 * kSpan >> 4) << 32 | layout << 62;
 }
 
-// 16 bytes of weights: read by each multiprocessor once, so not worth its cache.
+// 16 bytes of weights. Where several blocks share a multiprocessor, and so its cache, they are kept
+// there: the blocks walk the offsets in step, and most of what they read are weights.
+template <bool kShared>
 __device__ inline void load_weights(uint32_t (&to)[4], const void* from) {
-  asm volatile("ld.global.nc.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "l"(from));
+  if constexpr (kShared) {
+    asm volatile("ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "l"(from));
+  } else {
+    asm volatile("ld.global.nc.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "l"(from));
+  }
 }
 
 // 16 bytes into shared memory in the background, zeros without reading where `there` is false.
@@ -105,7 +112,9 @@ __global__ void __launch_bounds__(kGroups * kGroup, 3 - kGroups)
   const auto fetch = [&](int k, uint32_t (&to)[kSteps][4]) {
     const unsigned char* from = weight + static_cast<unsigned>(k * kOffsetBytes);
 #pragma unroll
-    for (int s = 0; s < kSteps; ++s) load_weights(to[s], from + s / 2 * 64 * columns + s % 2 * 2048);
+    for (int s = 0; s < kSteps; ++s) {
+      load_weights<kGroups == 1>(to[s], from + s / 2 * 64 * columns + s % 2 * 2048);
+    }
   };
   const auto fetch_first = [&] {
     fetch(0, left[0]);
