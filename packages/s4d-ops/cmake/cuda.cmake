@@ -87,7 +87,7 @@ if(NOT S4D_ORT STREQUAL "OFF")
     csrc/onnxruntime/aggregation_cpu.cpp csrc/onnxruntime/aggregation_cuda.cpp
     csrc/onnxruntime/convolution_op.cpp csrc/onnxruntime/cudnn_convolution.cpp
     csrc/onnxruntime/chains_op.cpp csrc/core/dense_chains.cpp
-    csrc/onnxruntime/register_fused.cpp
+    csrc/onnxruntime/split_op.cpp csrc/onnxruntime/register_fused.cpp
     csrc/onnxruntime/register_cuda.cpp)
   target_compile_options(s4d_ort_cuda PRIVATE -Wall -Wextra)
   target_link_libraries(s4d_ort_cuda PRIVATE ${CMAKE_DL_LIBS})

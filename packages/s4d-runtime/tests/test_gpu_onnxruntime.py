@@ -29,6 +29,8 @@ from test_runtime_fusion import (  # noqa: E402
     awkward_head,
     head,
     network,
+    single_awkward,
+    single_network,
 )
 
 from s4d_runtime import Frame, Pipeline  # noqa: E402
@@ -122,7 +124,9 @@ def test_images_have_the_host_kernels_bytes(filter_name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "build", (network, awkward, head, awkward_head), ids=lambda build: build.__name__
+    "build",
+    (network, awkward, head, awkward_head, single_network, single_awkward),
+    ids=lambda build: build.__name__,
 )
 def test_fused_operators(build: Callable[[], bytes]) -> None:
     """The rewritten graph on the device against the graph itself on the host."""
@@ -130,7 +134,7 @@ def test_fused_operators(build: Callable[[], bytes]) -> None:
     from s4d_runtime.backends.fusion import fuse_model
 
     model = build()
-    rewritten, convolutions, chains, _ = fuse_model(model)
+    rewritten, convolutions, chains, _ = fuse_model(model, fp32x3=True)
     assert convolutions + chains > 2
     pictures = np.random.default_rng(1).integers(0, 256, (2, HEIGHT, WIDTH, 3), dtype=np.uint8)
     host = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -146,6 +150,20 @@ def test_fused_operators(build: Callable[[], bytes]) -> None:
         # Layers of half precision round on the way: some steps of the format (2^-10 of the value).
         relative, absolute = (2e-3, 4e-3) if half else (1e-5, 2e-5)
         np.testing.assert_allclose(got, expected, rtol=relative, atol=absolute)
+
+
+def test_split_products_as_on_the_host(artifact: Path) -> None:
+    """A whole drive in fp32x3, in CUDA graphs, beside the CPU's float32."""
+    with (
+        Pipeline.load(artifact, "onnxruntime-cuda", fp32x3=True) as device,
+        Pipeline.load(artifact, "onnxruntime-cpu") as host,
+    ):
+        assert "fp32x3" in device.backend_choice and "without" not in device.backend_choice
+        for _, frame in zip(range(12), stream_of(host, (900, 1600)), strict=False):
+            a, b = device(frame), host(frame)
+            assert a is not None and b is not None
+            np.testing.assert_allclose(a.boxes, b.boxes, rtol=2e-5, atol=2e-5)
+            np.testing.assert_array_equal(a.track_ids, b.track_ids)
 
 
 def test_device_arrays_and_prepared_images(cuda: Pipeline) -> None:

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from s4d_runtime.backends.fused_chains import DOMAIN
 from s4d_runtime.backends.fusion import fuse_model
+from s4d_runtime.backends.split_convolutions import split_weight
 
 HEIGHT, WIDTH = 32, 48
 
@@ -25,6 +26,7 @@ class Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
         self.type = TensorProto.FLOAT16  # of the results
+        self.images: np.dtype = np.dtype(np.float16)  # of convolutions and what they read
 
     def constant(self, array: np.ndarray) -> str:
         name = f"constant{len(self.weights)}"
@@ -40,9 +42,9 @@ class Graph:
         self, x: str, c: int, k: int, size: int = 1, stride: int = 1, bias: bool = True
     ) -> str:
         weight = self.rng.normal(0, (c * size * size) ** -0.5, (k, c, size, size))
-        names = [self.constant(weight.astype(np.float16))]
+        names = [self.constant(weight.astype(self.images))]
         if bias:
-            names.append(self.constant(self.rng.normal(0, 0.2, k).astype(np.float16)))
+            names.append(self.constant(self.rng.normal(0, 0.2, k).astype(self.images)))
         pad = size // 2
         return self.add("Conv", x, *names, strides=[stride] * 2, pads=[pad] * 4)
 
@@ -78,17 +80,24 @@ class Graph:
         x = self.add("Div", x, self.constant(np.array(255, np.float32)))
         x = self.add("Transpose", x, perm=[0, 1, 4, 2, 3])
         x = self.add("Reshape", x, self.constant(np.array([2, 3, HEIGHT, WIDTH], np.int64)))
-        return self.add("Cast", x, to=TensorProto.FLOAT16)
+        return x if self.images == np.float32 else self.add("Cast", x, to=TensorProto.FLOAT16)
 
     def plain_pictures(self) -> str:
-        x = self.add("Cast", "images", to=TensorProto.FLOAT16)
-        x = self.add("Div", x, self.constant(np.array(255, np.float16)))
+        x = self.add("Cast", "images", to=helper.np_dtype_to_tensor_dtype(self.images))
+        x = self.add("Div", x, self.constant(np.array(255, self.images)))
         return self.add("Transpose", x, perm=[0, 3, 1, 2])
 
 
-def network() -> bytes:
+def graph_of(single: bool) -> Graph:
+    graph = Graph()
+    if single:
+        graph.type, graph.images = TensorProto.FLOAT, np.dtype(np.float32)
+    return graph
+
+
+def network(single: bool = False) -> bytes:
     """Stem, two residual blocks, a neck with two levels, flattened as the head reads them."""
-    g = Graph()
+    g = graph_of(single)
     x = g.add("Relu", g.conv(g.pictures(), 3, 16, 7, 2))
     x = g.add("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
     # A block with a convolution in the shortcut, and one without.
@@ -110,13 +119,13 @@ def network() -> bytes:
     return g.model(g.add("Concat", *levels, axis=1))
 
 
-def awkward() -> bytes:
+def awkward(single: bool = False) -> bytes:
     """What cannot join: other uses of a result, sums of other shapes, odd channels, groups."""
-    g = Graph()
+    g = graph_of(single)
     x = g.conv(g.plain_pictures(), 3, 16)
     both = g.add("Add", g.add("Relu", x), x)  # x is read twice
     twice = g.add("Add", x, x)
-    scaled = g.add("Add", g.conv(both, 16, 16), g.constant(np.ones((1, 16, 1, 1), np.float16)))
+    scaled = g.add("Add", g.conv(both, 16, 16), g.constant(np.ones((1, 16, 1, 1), g.images)))
     odd = g.conv(scaled, 16, 12)
     after = g.conv(odd, 12, 16)
     joined = g.add("Concat", twice, after, axis=1)
@@ -223,14 +232,99 @@ def chain_nodes(node: onnx.NodeProto, parameters: np.ndarray) -> list[onnx.NodeP
     return nodes
 
 
+def single_network() -> bytes:
+    return network(True)
+
+
+def single_awkward() -> bytes:
+    return awkward(True)
+
+
+def unsplit(parts: np.ndarray) -> np.ndarray:
+    """(rows, depth) float64 of `split_weight`'s first result."""
+    halves = parts.view(np.float16).reshape(len(parts), -1, 2, 8).astype(np.float64)
+    return halves.sum(axis=2).reshape(len(parts), -1)
+
+
+def split_nodes(
+    node: onnx.NodeProto,
+    weights: dict[str, np.ndarray],
+    split: set[str],
+    channels: dict[str, int],
+) -> list[onnx.NodeProto]:
+    """A ``Split...`` operator in ONNX's own ones, on tensors that are not split.
+
+    ``split`` collects the tensors that would be; who reads which is checked. ``channels`` of
+    tensors: the pictures have 3.
+    """
+    a = {x.name: x.i for x in node.attribute}
+    o = node.output[0]
+    nodes: list[onnx.NodeProto] = []
+
+    def add(op: str, inputs: list[str], name: str, **attributes: object) -> str:
+        nodes.append(helper.make_node(op, inputs, [name], **attributes))
+        return name
+
+    if node.op_type == "SplitValues":
+        assert node.input[0] not in split
+        split.add(o)
+        channels[o] = -(-channels.get(node.input[0], 3) // 8) * 8
+        # Zeros up to a multiple of 8 channels: size -c mod 8 after the last one.
+        for i, value in enumerate(([8], [0], [0] * 7)):
+            tensor = numpy_helper.from_array(np.array(value, np.int64), f"{o}.{i}")
+            add("Constant", [], f"{o}.{i}", value=tensor)
+        three = numpy_helper.from_array(np.array([3], np.int64), f"{o}.3")
+        add("Constant", [], f"{o}.3", value=three)
+        size = add("Gather", [add("Shape", [node.input[0]], f"{o}.size"), f"{o}.3"], f"{o}.c")
+        more = add("Mod", [add("Neg", [size], f"{o}.n"), f"{o}.0"], f"{o}.more")
+        pads = add("Concat", [f"{o}.2", more], f"{o}.pads", axis=0)
+        add("Pad", [node.input[0], pads], o)
+        return nodes
+    assert node.input[0] in split
+    if a["split"]:
+        split.add(o)
+    window, strides = [a["kernel_h"], a["kernel_w"]], [a["stride_h"], a["stride_w"]]
+    pads = [a["pad_h"], a["pad_w"]] * 2
+    x = add("Transpose", [node.input[0]], f"{o}.x", perm=[0, 3, 1, 2])
+    if node.op_type == "SplitMaxPool":
+        x = add("MaxPool", [x], f"{o}.c", kernel_shape=window, strides=strides, pads=pads)
+        add("Transpose", [x], o, perm=[0, 2, 3, 1])
+        return nodes
+    finish = weights[node.input[2]].astype(np.float64)
+    rows = unsplit(weights[node.input[1]]) * finish[1][:, None]
+    inner = channels[node.input[0]]
+    used = rows[:, : inner * window[0] * window[1]]
+    assert not rows[:, used.shape[1] :].any()
+    weight = used.reshape(len(rows), *window, inner).transpose(0, 3, 1, 2)
+    names = []
+    for name, array in (("w", weight), ("b", finish[0])):
+        tensor = numpy_helper.from_array(array.astype(np.float32), f"{o}.{name}")
+        names.append(add("Constant", [], f"{o}.{name}", value=tensor))
+    x = add("Conv", [x, *names], f"{o}.c", strides=strides, pads=pads)
+    x = add("Transpose", [x], f"{o}.t", perm=[0, 2, 3, 1])
+    if node.op_type == "SplitConvolutionAdd":
+        assert a["split_residual"] == (node.input[3] in split)
+        x = add("Add", [x, node.input[3]], f"{o}.s")
+    add("Relu" if a["relu"] else "Identity", [x], o)
+    return nodes
+
+
 def plain(model: bytes) -> bytes:
     """The fused nodes written out in ONNX's own operators, to run anywhere."""
     proto = onnx.load_from_string(model)
     weights = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
     nodes: list[onnx.NodeProto] = []
+    split: set[str] = set()
+    channels = {v.name: v.type.tensor_type.shape.dim[-1].dim_value for v in proto.graph.value_info}
     for node in proto.graph.node:
         if node.domain != DOMAIN:
+            if split.intersection(node.input):
+                assert node.op_type == "Resize"  # copies values as they are
+                split.add(node.output[0])
             nodes.append(node)
+            continue
+        if node.op_type.startswith("Split"):
+            nodes += split_nodes(node, weights, split, channels)
             continue
         if node.op_type == "DenseChains":
             nodes += chain_nodes(node, weights[node.input[1]])
@@ -274,6 +368,78 @@ def test_same_results(build: Callable[[], bytes], fused: int, sums: int) -> None
     assert kinds["ConvolutionAdd"] == sums
     for got, expected in zip(run(plain(rewritten)), run(model), strict=True):
         np.testing.assert_allclose(got, expected, atol=4e-3)
+
+
+@pytest.mark.parametrize(
+    ("build", "fused", "sums", "splits", "pools"),
+    ((single_network, 11, 3, 1, 1), (single_awkward, 3, 0, 2, 0)),
+    ids=("network", "awkward"),
+)
+def test_same_results_in_split_products(
+    build: Callable[[], bytes], fused: int, sums: int, splits: int, pools: int
+) -> None:
+    """Weights and layouts; tensors that are split are read only by what expects them."""
+    model = build()
+    rewritten, count, chains, others = fuse_model(model, fp32x3=True)
+    proto = onnx.load_from_string(rewritten)
+    kinds = Counter(node.op_type for node in proto.graph.node)
+    assert (chains, others, count) == (0, kinds["Conv"], fused)
+    assert kinds["SplitConvolution"] + kinds["SplitConvolutionAdd"] == fused
+    found = tuple(kinds[f"Split{kind}"] for kind in ("ConvolutionAdd", "Values", "MaxPool"))
+    assert found == (sums, splits, pools)
+    for got, expected in zip(run(plain(rewritten)), run(model), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=2e-6, atol=2e-6)
+
+
+def split(values: np.ndarray) -> np.ndarray:
+    """High and low parts of activations as the kernel makes them, the low ones times 2^11."""
+    high = values.astype(np.float16)
+    return np.stack([high, ((values - high.astype(np.float32)) * 2048).astype(np.float16)])
+
+
+@pytest.mark.parametrize("size", (1.0, 6e4 / 8, 1e-3, 1e-30), ids=str)
+@pytest.mark.parametrize("scale", (1.0, 1e30, 1e-25, 3e-5), ids=str)
+def test_split_products_are_as_good_as_single_precision(size: float, scale: float) -> None:
+    """The kernel's arithmetic, step by step, against double precision and a float32 product.
+
+    `size` of values (within half's range), `scale` of weights (any).
+    """
+    rng = np.random.default_rng(0)
+    x = (rng.normal(0, 1, (64, 9 * 64)) * size).astype(np.float32)
+    w = rng.normal(0, 1, (40, 3, 3, 64)) * scale * np.logspace(-3, 0, 40)[:, None, None, None]
+    w = w.astype(np.float32)
+    bias = (rng.normal(0, 1, 40) * size * scale).astype(np.float32)
+    parts, finish = split_weight(w, bias)
+    assert parts.shape == (40, 9 * 64) and parts.dtype == np.float32
+    halves = parts.view(np.float16).reshape(40, -1, 2, 8).swapaxes(1, 2).reshape(40, 2, -1)
+    assert np.isfinite(halves).all() and np.abs(halves[:, 0]).max() < 2**14
+    high, low = (halves[:, i].astype(np.float64) for i in (0, 1))
+    x_high, x_low = split(x).astype(np.float64)
+    total = np.zeros((64, 40), np.float32)
+    for step in range(0, 9 * 64, 32):
+        at = slice(step, step + 32)
+        small = (high[:, at].astype(np.float16) * np.float16(2**-11)).astype(np.float64)
+        part = x_low[:, at] @ small.T + x_high[:, at] @ low[:, at].T + x_high[:, at] @ high[:, at].T
+        total += part.astype(np.float32)
+    got = total * finish[1] + finish[0]
+    flat = w.reshape(40, -1).astype(np.float64)
+    expected = x.astype(np.float64) @ flat.T + bias
+    bound = np.abs(x).astype(np.float64) @ np.abs(flat).T + np.abs(bias)
+    if size >= 2**-14:
+        assert (np.abs(got - expected) / bound).max() < 2e-7
+    else:  # below half's smallest normal number: 2^-36 for each value
+        assert (np.abs(got - expected) <= 2e-7 * bound + 2.0**-36 * np.abs(flat).sum(1)).all()
+
+
+def test_weights_that_are_nothing_or_not_finite() -> None:
+    weight = np.zeros((8, 1, 1, 8), np.float32)
+    weight[1] = np.float32(1e-45)
+    weight[2] = np.float32(3e38)
+    parts, finish = split_weight(weight, np.ones(8, np.float32))
+    assert np.isfinite(finish).all() and (finish[1] > 0).all()
+    np.testing.assert_allclose(
+        unsplit(parts)[:, :8] * finish[1][:, None], weight[:, 0, 0], rtol=1e-6, atol=1e-44
+    )
 
 
 def branches_of(model: bytes) -> list[str]:

@@ -5,6 +5,7 @@
 #include "chains_op.h"
 #include "convolution_op.h"
 #include "kernel_support.h"
+#include "split_op.h"
 
 namespace s4d_ort {
 
@@ -25,6 +26,7 @@ OrtStatus* register_fused(OrtSessionOptions* options, const OrtApiBase* base) {
       for (const CustomOp* op : {convolution_op(false), convolution_op(true), dense_chains_op()}) {
         check(api.add_op(fresh, op));
       }
+      for (const CustomOp* op : split_ops()) check(api.add_op(fresh, op));
       domain = fresh;
     }
     check(api.add_domain(options, domain));

@@ -33,6 +33,8 @@ class EngineOptions:
         tf32: let fp32 arithmetic on the GPU drop to TF32. Faster, and no longer fp32.
         cuda_graph: replay the network as a CUDA graph.
         fuse: let ONNX Runtime's CUDA provider run parts of the graph in fused steps of s4d-ops.
+        fp32x3: float32 products as sums of half-precision ones, of the same accuracy; with `fuse`
+            and without `tf32`.
     """
 
     threads: int = 0
@@ -40,6 +42,7 @@ class EngineOptions:
     tf32: bool = False
     cuda_graph: bool = True
     fuse: bool = True
+    fp32x3: bool = False
 
 
 class Backend(ABC):

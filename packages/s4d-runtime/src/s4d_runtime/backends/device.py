@@ -84,8 +84,12 @@ class DeviceBackend(Backend):
     @classmethod
     def load(cls, artifact: Artifact, options: EngineOptions) -> Self:
         """With what makes it fast, as far as the engine takes it; ``notes`` say what it did not."""
-        attempts = [replace(options, fuse=options.fuse and cls.fuses(artifact.manifest))]
-        if attempts[-1].fuse:
+        fuse = options.fuse and cls.fuses(artifact.manifest)
+        fp32x3 = fuse and options.fp32x3 and not options.tf32
+        attempts = [replace(options, fuse=fuse, fp32x3=fp32x3)]
+        if fp32x3:
+            attempts.append(replace(attempts[-1], fp32x3=False))
+        if fuse:
             attempts.append(replace(attempts[-1], fuse=False))
         if options.cuda_graph:
             attempts.append(replace(attempts[-1], cuda_graph=False))
@@ -99,6 +103,7 @@ class DeviceBackend(Backend):
                 if weaker is None:
                     raise
                 what = "fused operators" if attempt.fuse else "CUDA graphs"
+                what = "fp32x3" if attempt.fp32x3 else what
                 notes.append(f"without {what}: {error}")
                 log.warning("%s runs %s", cls.name, notes[-1])
                 forget_runtime_error()  # a fresh engine follows, because this one may be confused

@@ -8,13 +8,14 @@ between (Resize, Add, Relu, Concat) to channels last too. The artifact stays as 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .onnx_edit import Attribute, EditableModel, Node
 
-__all__ = ["DOMAIN", "fuse_convolutions"]
+__all__ = ["ALIGN", "DOMAIN", "ConvolutionRewriter", "Plan", "Size", "fuse_convolutions"]
 
 DOMAIN = "s4d.fused"
 ALIGN = 8  # half values in 16 bytes: what a tensor-core kernel reads at once
@@ -41,13 +42,16 @@ class Plan(NamedTuple):
 
 def fuse_convolutions(graph: EditableModel) -> int:
     """Rewrite the graph in place; returns the number of convolutions."""
-    rewriter = _Rewriter(graph)
+    rewriter = ConvolutionRewriter(graph)
     rewriter.run()
     return rewriter.fused
 
 
-class _Rewriter:
+class ConvolutionRewriter:
     """Goes through the nodes in order and builds the new list."""
+
+    dtype: ClassVar[np.dtype[Any]] = np.dtype(np.float16)
+    kinds: ClassVar[tuple[str, str]] = ("Convolution", "ConvolutionAdd")
 
     def __init__(self, graph: EditableModel) -> None:
         self.graph = graph
@@ -114,23 +118,30 @@ class _Rewriter:
         """
         cast = self.producers.get(name)
         reshape = self.producers.get(cast.inputs[0]) if cast is not None else None
-        turn = self.producers.get(reshape.inputs[0]) if reshape is not None else None
-        if cast is None or reshape is None or turn is None or name not in self.sizes:
+        if cast is None or reshape is None or name not in self.sizes:
             return False
-        kinds = (cast.op_type, reshape.op_type, turn.op_type)
-        n, h, w, c = self.sizes[name]
-        shape = self.graph.array(reshape.inputs[1]) if kinds[1] == "Reshape" else None
+        if cast.op_type != "Cast" or cast.attributes.get("to") != HALF:
+            return False
+        if not self._take_pictures(reshape, self.sizes[name], form, f"{form}.single"):
+            return False
+        self.nodes.append(Node("Cast", [f"{form}.single"], [form], {"to": HALF}))
+        return True
+
+    def _take_pictures(self, reshape: Node, size: Size, form: str, output: str) -> bool:
+        """Make ``output``, (N, H, W, C), of what Reshape(Transpose(pictures)) turns, if it does."""
+        turn = self.producers.get(reshape.inputs[0])
+        n, h, w, c = size
         if (
-            kinds != ("Cast", "Reshape", "Transpose")
-            or cast.attributes.get("to") != HALF
-            or shape is None
-            or shape.tolist() != [n, c, h, w]
+            turn is None
+            or (reshape.op_type, turn.op_type) != ("Reshape", "Transpose")
             or turn.attributes.get("perm") != [0, 1, 4, 2, 3]  # (1, N, H, W, C)
         ):
             return False
-        sizes = self.graph.add(f"{name}.sizes", np.array([n, h, w, c], np.int64))
-        self.nodes.append(Node("Reshape", [turn.inputs[0], sizes], [f"{form}.single"]))
-        self.nodes.append(Node("Cast", [f"{form}.single"], [form], {"to": HALF}))
+        shape = self.graph.array(reshape.inputs[1])
+        if shape is None or shape.tolist() != [n, c, h, w]:
+            return False
+        sizes = self.graph.add(f"{form}.sizes", np.array([n, h, w, c], np.int64))
+        self.nodes.append(Node("Reshape", [turn.inputs[0], sizes], [output]))
         return True
 
     def _only_consumer(self, name: str, op_type: str) -> Node | None:
@@ -157,7 +168,7 @@ class _Rewriter:
         pads, strides = a.get("pads", [0] * 4), a.get("strides", [1, 1])
         if (
             weight is None
-            or weight.dtype != np.float16
+            or weight.dtype != self.dtype
             or len(weight.shape) != 4
             or not isinstance(pads, list)
             or not isinstance(strides, list)
@@ -174,21 +185,28 @@ class _Rewriter:
             self.sizes[source] = Size(n, h, w, c)  # the first convolution reads the pictures
         size = self.sizes.get(source)
         values = weight.array()
-        bias = self.graph.array(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(k, np.float16)
+        bias = self.graph.array(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(k, self.dtype)
         fits = k % ALIGN == 0 and (c % ALIGN == 0 or c < ALIGN)
         if size is None or values is None or bias is None or size.c != c or not fits:
             return None
         h = (size.h + 2 * pads[0] - r) // strides[0] + 1
         w = (size.w + 2 * pads[1] - s) // strides[1] + 1
-        wide = np.zeros((k, r, s, max(c, ALIGN)), np.float16)
+        wide = np.zeros((k, r, s, max(c, ALIGN)), self.dtype)
         wide[..., :c] = values.transpose(0, 2, 3, 1)
-        inputs = [
-            self._aligned(source, c),
-            self.graph.add(f"{node.inputs[1]}.last", wide),
+        inputs = [self._aligned(source, c), *self._constants(node, wide, bias)]
+        numbers = dict(stride_h=strides[0], stride_w=strides[1], pad_h=pads[0], pad_w=pads[1])
+        return Plan(inputs, numbers | self._window(r, s), Size(size.n, h, w, k))
+
+    def _constants(self, node: Node, weight: NDArray[Any], bias: NDArray[Any]) -> list[str]:
+        """The operator's constant inputs; weight (K, R, S, C)."""
+        return [
+            self.graph.add(f"{node.inputs[1]}.last", weight),
             self.graph.add(f"{node.outputs[0]}.bias", bias),  # biases may be shared
         ]
-        numbers = dict(stride_h=strides[0], stride_w=strides[1], pad_h=pads[0], pad_w=pads[1])
-        return Plan(inputs, numbers, Size(size.n, h, w, k))
+
+    def _window(self, height: int, width: int) -> dict[str, int]:
+        """Attributes that say what the weight's shape does not."""
+        return {}
 
     def _place(self, plan: Plan, output: str, residual: str | None) -> None:
         """Emit a convolution, with the ReLU that follows."""
@@ -197,7 +215,7 @@ class _Rewriter:
             output = relu.outputs[0]
             self.absorbed.add(relu)
         inputs = plan.inputs if residual is None else [*plan.inputs, self.last[residual]]
-        kind = "Convolution" if residual is None else "ConvolutionAdd"
+        kind = self.kinds[residual is not None]
         self._emit(kind, inputs, output, plan.size, **plan.numbers, relu=int(relu is not None))
         self.nodes[-1].domain = DOMAIN
         self.fused += 1

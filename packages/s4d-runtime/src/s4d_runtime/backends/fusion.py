@@ -8,6 +8,7 @@ from ..errors import OnnxFileError
 from .fused_chains import DOMAIN, fuse_chains
 from .fused_convolutions import fuse_convolutions
 from .onnx_edit import EditableModel
+from .split_convolutions import split_convolutions
 
 __all__ = ["FusedModel", "fuse_model"]
 
@@ -21,21 +22,27 @@ class FusedModel(NamedTuple):
     others: int = 0
 
 
-def fuse_model(model: bytes) -> FusedModel:
-    """The model with fused operators, or the model itself where nothing fits."""
+def fuse_model(model: bytes, fp32x3: bool = False) -> FusedModel:
+    """The model with fused operators, or the model itself where nothing fits.
+
+    Args:
+        fp32x3: float32 convolutions as sums of half-precision products, see `split_convolutions`.
+    """
     try:
-        return _fused(model)
+        return _fused(model, fp32x3)
     # What a graph that is not sound leads to; the engine will say what is wrong with it.
     except (OnnxFileError, ValueError, TypeError, LookupError, ArithmeticError, StopIteration):
         return FusedModel(model)
 
 
-def _fused(model: bytes) -> FusedModel:
+def _fused(model: bytes, fp32x3: bool) -> FusedModel:
     graph = EditableModel(model)
     if any(node.has_graph for node in graph.nodes):
         return FusedModel(model)  # inner graphs read tensors without naming them as inputs
     chains = fuse_chains(graph)
     convolutions = fuse_convolutions(graph)
+    if fp32x3 and not convolutions:
+        convolutions = split_convolutions(graph)
     if not (chains or convolutions):
         return FusedModel(model)
     others = sum(node.op_type == "Conv" for node in graph.nodes)

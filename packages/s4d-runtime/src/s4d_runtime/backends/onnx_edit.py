@@ -104,7 +104,8 @@ class EditableModel:
         self.initializers: dict[str, Initializer] = {}
         self.outputs: set[str] = set()
         self.input_shapes: dict[str, tuple[int, ...]] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}  # float16 tensors whose shape is to be said
+        self.shapes: dict[str, tuple[int, ...]] = {}  # tensors whose shape is to be said
+        self.shaped_type: np.dtype[Any] = np.dtype(np.float16)  # their type
         self._added: list[bytes] = []
         self._kept: list[bytes] = []  # of the graph, what is handed on as it is
         graphs = [_bytes(v) for n, _, v in read_fields(self._model) if n == _GRAPH]
@@ -168,7 +169,10 @@ class EditableModel:
             if tensor.name in used
         ]
         graph += self._kept
-        graph += [_message(_VALUE_INFO, _value_info(n, s)) for n, s in self.shapes.items()]
+        graph += [
+            _message(_VALUE_INFO, _value_info(name, shape, self.shaped_type))
+            for name, shape in self.shapes.items()
+        ]
         parts = []
         for number, kind, value in read_fields(self._model):
             if number == _GRAPH:
@@ -210,9 +214,9 @@ def _text(number: int, text: str) -> bytes:
     return _message(number, text.encode())
 
 
-def _value_info(name: str, shape: Sequence[int]) -> bytes:
+def _value_info(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> bytes:
     dims = b"".join(_message(1, _number(1, size)) for size in shape)
-    tensor = _number(1, _CODES[np.dtype("<f2")]) + _message(2, dims)
+    tensor = _number(1, _CODES[dtype.newbyteorder("<")]) + _message(2, dims)
     return _text(1, name) + _message(2, _message(1, tensor))
 
 

@@ -51,6 +51,7 @@ class OnnxRuntimeCuda(DeviceBackend):
         super().__init__(manifest, device)
         self._tf32 = False
         self._fused = (0, 0)
+        self._fp32x3 = False
         self._session: Any = None
         self._run_options: Any = None
         self._bindings: list[ort.IOBinding] = []
@@ -82,7 +83,8 @@ class OnnxRuntimeCuda(DeviceBackend):
         fused = (
             (f"{convolutions} convolutions and {chains} chains fused",) if any(self._fused) else ()
         )
-        return ", ".join((self._device.name, tf32, *fused, *self.notes))
+        products = ("fp32x3",) if self._fp32x3 else ()
+        return ", ".join((self._device.name, tf32, *products, *fused, *self.notes))
 
     @classmethod
     def fuses(cls, manifest: Manifest) -> bool:
@@ -108,8 +110,9 @@ class OnnxRuntimeCuda(DeviceBackend):
         if options.fuse:
             from .fusion import fuse_model  # here, because importing the package must stay quick
 
-            data, convolutions, chains, others = fuse_model(data)
+            data, convolutions, chains, others = fuse_model(data, options.fp32x3)
             self._fused = convolutions, chains
+            self._fp32x3 = options.fp32x3 and convolutions > 0 and not half
             # A graph without convolutions of ONNX Runtime's own is the faster in its own layout.
             half = half and (others > 0 or convolutions == 0)
         provider = {

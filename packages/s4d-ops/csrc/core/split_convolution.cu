@@ -1,0 +1,348 @@
+#include "core/split_convolution.h"
+
+#include <cuda_runtime.h>
+
+#include "core/split_device.cuh"
+
+namespace s4d {
+namespace {
+
+constexpr int kRowBytes = kSplitDepth * 4;  // of a tile, in shared memory: 8 pieces of 16 bytes
+
+// What the kernel is told: sizes that fit 32 bits, and strides in groups of 8 channels (32 bytes).
+struct Task {
+  const unsigned char* input;
+  const unsigned char* weight;
+  const float* finish;
+  const unsigned char* residual;
+  unsigned char* output;
+  int pixels;             // of the output, all images
+  int height, width;      // of an input image
+  int groups;             // of input channels
+  int out_height, out_width, channels;
+  int kernel_height, kernel_width;
+  int stride_y, stride_x, pad_y, pad_x;
+  int steps;              // of 32 products
+  int across;             // tiles beside each other
+  SplitResidual residual_kind;
+  bool relu, split_output;
+};
+
+#ifdef S4D_SPLIT_PRODUCTS
+// Scale, bias, residual, ReLU and the store of two neighbouring channels of a pixel.
+__device__ inline void finish_pair(const Task& t, int pixel, int channel, float2 value) {
+  const float2 bias = *reinterpret_cast<const float2*>(t.finish + channel);
+  const float2 scale = *reinterpret_cast<const float2*>(t.finish + t.channels + channel);
+  value.x = value.x * scale.x + bias.x;
+  value.y = value.y * scale.y + bias.y;
+  const int64_t row = int64_t{pixel} * t.channels * 4;  // bytes before this pixel
+  const int64_t plain = row + channel * 4;
+  // The group of 8, then the pair among its high parts; low parts are 16 bytes on.
+  const int64_t parts = row + channel / 8 * 32 + channel % 8 * 2;
+  if (t.residual_kind == SplitResidual::single) {
+    const float2 other = *reinterpret_cast<const float2*>(t.residual + plain);
+    value.x += other.x;
+    value.y += other.y;
+  } else if (t.residual_kind == SplitResidual::split) {
+    const float2 other = split::join(*reinterpret_cast<const uint32_t*>(t.residual + parts),
+                              *reinterpret_cast<const uint32_t*>(t.residual + parts + 16));
+    value.x += other.x;
+    value.y += other.y;
+  }
+  if (t.relu) {  // NaN stays
+    value.x = value.x < 0.0f ? 0.0f : value.x;
+    value.y = value.y < 0.0f ? 0.0f : value.y;
+  }
+  if (!t.split_output) {
+    *reinterpret_cast<float2*>(t.output + plain) = value;
+    return;
+  }
+  const uint32_t high = split::pack(value.x, value.y);
+  const float2 near = split::unpack(high);
+  *reinterpret_cast<uint32_t*>(t.output + parts) = high;
+  *reinterpret_cast<uint32_t*>(t.output + parts + 16) =
+      split::pack((value.x - near.x) * 2048.0f, (value.y - near.y) * 2048.0f);
+}
+
+#endif
+
+// A block makes kRows pixels by kColumns channels, a warp kRows / kDown by kColumns / kAcross.
+template <int kRows, int kColumns, int kDown, int kAcross, int kStages, int kBlocks>
+__global__ void __launch_bounds__(kDown * kAcross * 32, kBlocks)
+    split_kernel(const __grid_constant__ Task t) {
+#ifdef S4D_SPLIT_PRODUCTS
+  constexpr int kThreads = kDown * kAcross * 32;
+  constexpr int kMine = kRows * 4 / kThreads;        // rows of the input a thread copies
+  constexpr int kWeights = kColumns * 4 / kThreads;  // of the weights
+  constexpr int kHigh = kRows / kDown / 16, kWide = kColumns / kAcross / 8;  // tiles of a warp
+  constexpr int kStageBytes = (kRows + kColumns) * kRowBytes;
+  static_assert(kMine > 0 && kWeights > 0 && kHigh > 0 && kWide % 2 == 0, "tile too small");
+  extern __shared__ __align__(128) unsigned char shared[];
+  const uint32_t ring = split::shared_address(shared);
+  const int first_pixel = blockIdx.x / t.across * kRows;
+  const int first_channel = blockIdx.x % t.across * kColumns;
+
+  // Copies: a thread takes one of the four groups of 8 of a step, of rows kThreads / 4 apart.
+  const int group = threadIdx.x % 4, line = threadIdx.x / 4;
+  int start[kMine], top[kMine], left[kMine];
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) {
+    const int pixel = first_pixel + line + i * (kThreads / 4);
+    const int image = pixel / (t.out_width * t.out_height);
+    top[i] = pixel / t.out_width % t.out_height * t.stride_y - t.pad_y;
+    left[i] = pixel % t.out_width * t.stride_x - t.pad_x;
+    start[i] = ((image * t.height + top[i]) * t.width + left[i]) * t.groups;
+    if (pixel >= t.pixels) top[i] = -(1 << 30);  // outside for every tap
+  }
+  const unsigned char* weight[kWeights];
+  bool used[kWeights];
+#pragma unroll
+  for (int i = 0; i < kWeights; ++i) {
+    const int channel = first_channel + line + i * (kThreads / 4);
+    used[i] = channel < t.channels;
+    weight[i] = t.weight + int64_t{used[i] ? channel : 0} * t.steps * kRowBytes + group * 32;
+  }
+  int tap_y = 0, tap_x = 0, depth = group;  // where the next copy reads
+  const auto settle = [&] {
+    while (depth >= t.groups) {
+      depth -= t.groups;
+      if (++tap_x == t.kernel_width) {
+        tap_x = 0;
+        ++tap_y;
+      }
+    }
+  };
+  settle();
+  // Pieces of a row are exchanged by row, so that neither side meets bank conflicts.
+  const int piece = (2 * group ^ (line & 7)) * 16;
+  int copied = 0, copy_stage = 0;
+  const auto copy = [&] {
+    if (copied < t.steps) {
+      const uint32_t to = ring + copy_stage * kStageBytes + line * kRowBytes + piece;
+      const int shift = (tap_y * t.width + tap_x) * t.groups + depth;
+#pragma unroll
+      for (int i = 0; i < kMine; ++i) {
+        const bool inside = tap_y < t.kernel_height &&
+                            static_cast<unsigned>(top[i] + tap_y) < static_cast<unsigned>(t.height) &&
+                            static_cast<unsigned>(left[i] + tap_x) < static_cast<unsigned>(t.width);
+        const unsigned char* from = t.input + (inside ? int64_t{start[i] + shift} * 32 : 0);
+        const uint32_t at = to + i * (kThreads / 4 * kRowBytes);
+        split::copy_16(at, from, inside);
+        split::copy_16(at ^ 16, from + 16, inside);
+      }
+#pragma unroll
+      for (int i = 0; i < kWeights; ++i) {
+        const uint32_t at = to + (kRows + i * (kThreads / 4)) * kRowBytes;
+        split::copy_16(at, weight[i], used[i]);
+        split::copy_16(at ^ 16, weight[i] + 16, used[i]);
+        weight[i] += kRowBytes;
+      }
+      depth += 4;
+      settle();
+    }
+    split::commit_copies();
+    ++copied;
+    if (++copy_stage == kStages) copy_stage = 0;
+  };
+#pragma unroll
+  for (int i = 0; i < kStages - 1; ++i) copy();
+
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int down = warp % kDown * (kRows / kDown), across = warp / kDown * (kColumns / kAcross);
+  // Of the left operand lanes name rows 0..15 at the first 8 of depth, then at the next 8; of the
+  // right one 8 columns at both, then the next 8 columns.
+  const uint32_t from_left = (down + lane % 16) * kRowBytes + ((lane / 16 * 2 ^ (lane & 7)) * 16);
+  const uint32_t from_right = (kRows + across + lane / 16 * 8 + lane % 8) * kRowBytes +
+                              ((lane / 8 % 2 * 2 ^ (lane & 7)) * 16);
+  float sum[kHigh][kWide][4];
+#pragma unroll
+  for (int i = 0; i < kHigh; ++i) {
+#pragma unroll
+    for (int j = 0; j < kWide; ++j) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) sum[i][j][k] = 0.0f;
+    }
+  }
+  int stage = 0;
+  for (int step = 0; step < t.steps; ++step) {
+    split::wait_copies<kStages - 2>();
+    __syncthreads();  // this stage has arrived for all, and all are done with the one before
+    copy();
+    const uint32_t base = ring + stage * kStageBytes;
+    // [depth 0..15 or 16..31][column tile][word]
+    uint32_t high[2][kWide][2], low[2][kWide][2], small[2][kWide][2];
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+#pragma unroll
+      for (int j = 0; j < kWide; j += 2) {
+        uint32_t both[4];
+        const uint32_t at = base + j * (8 * kRowBytes) + (from_right ^ (k * 64));
+        split::load_tiles(both, at);
+        high[k][j][0] = both[0], high[k][j][1] = both[1];
+        high[k][j + 1][0] = both[2], high[k][j + 1][1] = both[3];
+        split::load_tiles(both, at ^ 16);
+        low[k][j][0] = both[0], low[k][j][1] = both[1];
+        low[k][j + 1][0] = both[2], low[k][j + 1][1] = both[3];
+      }
+#pragma unroll
+      for (int j = 0; j < kWide; ++j) {
+        small[k][j][0] = split::shrink(high[k][j][0]);
+        small[k][j][1] = split::shrink(high[k][j][1]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kHigh; ++i) {
+      uint32_t top_half[2][4], rest[2][4];
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        const uint32_t at = base + i * (16 * kRowBytes) + (from_left ^ (k * 64));
+        split::load_tiles(top_half[k], at);
+        split::load_tiles(rest[k], at ^ 16);
+      }
+      float part[kWide][4];
+#pragma unroll
+      for (int j = 0; j < kWide; ++j) part[j][0] = part[j][1] = part[j][2] = part[j][3] = 0.0f;
+      // Small products first. Neighbours in time belong to different sums.
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+#pragma unroll
+        for (int j = 0; j < kWide; ++j) {
+          split::multiply(part[j], rest[k], small[k][j][0], small[k][j][1]);
+        }
+#pragma unroll
+        for (int j = 0; j < kWide; ++j) {
+          split::multiply(part[j], top_half[k], low[k][j][0], low[k][j][1]);
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+#pragma unroll
+        for (int j = 0; j < kWide; ++j) {
+          split::multiply(part[j], top_half[k], high[k][j][0], high[k][j][1]);
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < kWide; ++j) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) sum[i][j][k] += part[j][k];
+      }
+    }
+    if (++stage == kStages) stage = 0;
+  }
+  split::wait_copies<0>();
+
+  const int row = lane / 4, column = lane % 4 * 2;
+#pragma unroll
+  for (int i = 0; i < kHigh; ++i) {
+    const int pixel = first_pixel + down + i * 16 + row;
+#pragma unroll
+    for (int j = 0; j < kWide; ++j) {
+      const int channel = first_channel + across + j * 8 + column;
+      if (channel >= t.channels) continue;
+      const float* s = sum[i][j];
+      if (pixel < t.pixels) finish_pair(t, pixel, channel, make_float2(s[0], s[1]));
+      if (pixel + 8 < t.pixels) finish_pair(t, pixel + 8, channel, make_float2(s[2], s[3]));
+    }
+  }
+#endif
+}
+
+std::string named(cudaError_t error) {
+  if (error == cudaSuccess) return {};
+  cudaGetLastError();  // it is reported here
+  return std::string("split convolution: ") + cudaGetErrorString(error);
+}
+
+int tiles(const Task& t, int rows, int columns) {
+  return (t.pixels + rows - 1) / rows * ((t.channels + columns - 1) / columns);
+}
+
+template <int kRows, int kColumns, int kDown, int kAcross, int kStages, int kBlocks>
+cudaError_t launch(Task t, cudaStream_t stream) {
+  const auto kernel = split_kernel<kRows, kColumns, kDown, kAcross, kStages, kBlocks>;
+  constexpr int kBytes = kStages * (kRows + kColumns) * kRowBytes;
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  if (error != cudaSuccess) return error;
+  t.across = (t.channels + kColumns - 1) / kColumns;
+  kernel<<<tiles(t, kRows, kColumns), kDown * kAcross * 32, kBytes, stream>>>(t);
+  return cudaGetLastError();
+}
+
+// Relative time of a shape: passes over the device, times what a tile takes.
+SplitTile best(const Task& t, int processors) {
+  const auto passes = [&](int rows, int columns, int beside) {
+    return (tiles(t, rows, columns) + processors * beside - 1) / (processors * beside);
+  };
+  const int large = passes(128, 128, 1) * 16, tall = passes(128, 64, 2) * 17;
+  const int small = passes(64, 64, 3) * 14;
+  if (small < large && small < tall) return SplitTile::small;
+  return large < tall ? SplitTile::large : SplitTile::tall;
+}
+
+// The current device's number of processors; 0 where it is too old.
+cudaError_t look_at_device(int* processors) {
+  int device = 0, major = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  }
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(processors, cudaDevAttrMultiProcessorCount, device);
+  }
+  if (error == cudaSuccess && major < 8) *processors = 0;
+  return error;
+}
+
+}  // namespace
+
+std::string split_convolution_cuda(const SplitConvolution& args, SplitTile tile) {
+  const auto& in = args.input_size;
+  const auto& out = args.output_size;
+  if (in[3] % kSplitGroup || out[3] % kSplitGroup) {
+    return "split convolution: channels must be a multiple of 8";
+  }
+  constexpr int64_t limit = 1 << 30;
+  const int64_t depth = int64_t{args.kernel[0]} * args.kernel[1] * in[3];
+  if (in[0] * in[1] * in[2] * in[3] / 8 >= limit || out[0] * out[1] * out[2] >= limit ||
+      out[3] >= limit || depth >= limit) {
+    return "split convolution: a tensor is too large";
+  }
+  if (out[0] * out[1] * out[2] * out[3] == 0) return {};
+  int processors = 0;
+  const cudaError_t seen = look_at_device(&processors);
+  if (seen != cudaSuccess) return named(seen);
+  if (processors == 0) return "split convolution: needs compute capability 8.0";
+  Task t{};
+  t.input = static_cast<const unsigned char*>(args.input);
+  t.weight = static_cast<const unsigned char*>(args.weight);
+  t.finish = args.finish;
+  t.residual = static_cast<const unsigned char*>(args.residual);
+  t.output = static_cast<unsigned char*>(args.output);
+  t.pixels = static_cast<int>(out[0] * out[1] * out[2]);
+  t.height = static_cast<int>(in[1]);
+  t.width = static_cast<int>(in[2]);
+  t.groups = static_cast<int>(in[3] / kSplitGroup);
+  t.out_height = static_cast<int>(out[1]);
+  t.out_width = static_cast<int>(out[2]);
+  t.channels = static_cast<int>(out[3]);
+  t.kernel_height = args.kernel[0];
+  t.kernel_width = args.kernel[1];
+  t.stride_y = args.stride[0];
+  t.stride_x = args.stride[1];
+  t.pad_y = args.pad[0];
+  t.pad_x = args.pad[1];
+  t.steps = static_cast<int>((depth + kSplitDepth - 1) / kSplitDepth);
+  t.residual_kind = args.residual_kind;
+  t.relu = args.relu;
+  t.split_output = args.split_output;
+  const cudaStream_t stream = static_cast<cudaStream_t>(args.stream);
+  if (tile == SplitTile::automatic) tile = best(t, processors);
+  switch (tile) {
+    case SplitTile::large: return named(launch<128, 128, 2, 4, 4, 1>(t, stream));
+    case SplitTile::tall: return named(launch<128, 64, 2, 2, 3, 2>(t, stream));
+    default: return named(launch<64, 64, 2, 2, 4, 3>(t, stream));
+  }
+}
+
+}  // namespace s4d
