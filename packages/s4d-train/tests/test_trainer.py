@@ -234,6 +234,18 @@ def test_a_model_can_be_changed_before_training(index: Path, tmp_path: Path) -> 
     assert losses[0] != losses[1]
 
 
+def test_tf32_is_for_products_and_convolutions(index: Path, tmp_path: Path) -> None:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        for allowed, precision in ((False, "highest"), (True, "high")):
+            Trainer(micro_config(tmp_path, index, f"run.tf32={allowed}"), ALONE)
+            assert torch.get_float32_matmul_precision() == precision
+            assert torch.backends.cudnn.allow_tf32 == allowed
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
 def test_frozen_batch_norm_keeps_still(index: Path, tmp_path: Path) -> None:
     config = micro_config(tmp_path, index, "model.batch_norm=frozen", "run.steps=1")
     trainer, batches = Trainer(config, ALONE), Feed(config, ALONE).batches()

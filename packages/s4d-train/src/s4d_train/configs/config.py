@@ -15,6 +15,8 @@ class ModelSettings:
 
     Attributes:
         name: model of `s4d_core.list_models()`, or the `config.json` of a model or checkpoint.
+        backbone: `timm/NAME`: a model of timm instead of the model's own backbone (needs
+            `s4d-core[timm]`); empty = the model's own.
         anchors: .npy file of `s4d-train anchors`; empty = the model's own default.
         backbone_weights: file of published weights for the backbone, see
             `s4d_core.load_backbone`; empty = random weights.
@@ -27,6 +29,7 @@ class ModelSettings:
     """
 
     name: str = "sparse4dv3_r50"
+    backbone: str = ""
     anchors: str = ""
     backbone_weights: str = ""
     init: str = ""
@@ -86,7 +89,7 @@ class RunSettings:
         deterministic: ask torch for deterministic kernels.
         cuda_graphs: record the network's passes once and replay them, which relieves the host. Has
             an effect on CUDA only; needs `batch_norm` other than `sync`.
-        tf32: let float32 matrix products use TF32 where the device has it.
+        tf32: let float32 matrix products and convolutions use TF32 where the device has it.
     """
 
     batch: int = 6

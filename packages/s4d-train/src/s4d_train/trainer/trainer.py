@@ -204,6 +204,7 @@ class Trainer:
 
 def _torch_settings(config: FitConfig) -> None:
     torch.set_float32_matmul_precision("high" if config.run.tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = config.run.tf32  # convolutions; torch's default is True
     if config.run.deterministic:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
