@@ -1,8 +1,8 @@
 """A graph's float32 convolutions on half-precision tensor cores, in float32's accuracy.
 
-The rewriting of `fused_convolutions` with the operators ``s4d.fused::Split...`` of
-s4d-ops: a float32 value is a high and a low half, a product the sum of three products of these
-("fp32x3"). A split tensor has the size of a float32 one, so tensors that only such operators read stay split
+The rewriting of `fused_convolutions` with the operators ``s4d.fused::Split...`` of s4d-ops: a
+float32 value is a high and a low half, a product the sum of three products of these ("fp32x3"). A
+split tensor has the size of a float32 one, so tensors that only such operators read stay split
 between them; ONNX Runtime moves them as float32 without looking at them.
 """
 
