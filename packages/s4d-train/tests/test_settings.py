@@ -59,8 +59,12 @@ def test_overrides() -> None:
 @pytest.mark.parametrize(
     ("pair", "message"),
     [
-        ("run.bacth=4", "no setting 'run.bacth'; did you mean 'batch'"),
-        ("rum.batch=4", "no setting 'rum'; did you mean 'run'"),
+        ("run.bacth=4", "no setting 'run.bacth'; did you mean 'run.batch'"),
+        ("rum.batch=4", "no setting 'rum.batch'; did you mean 'run.batch'"),
+        ("data.idx=x", "no setting 'data.idx'; did you mean 'data.index'"),
+        ("idx=x", "did you mean 'data.index'"),
+        ("batch=4", "did you mean 'run.batch'"),
+        ("xyzzy=4", "--show lists all settings"),
         ("run.batch=four", "'run.batch' needs int; got 'four'"),
         ("run.batch=4.5", "needs int"),
         ("run.batch.size=4", "'run.batch' is a value and has no part 'size'"),
@@ -81,9 +85,9 @@ def test_bad_overrides(pair: str, message: str) -> None:
 def test_bad_files_and_names() -> None:
     with pytest.raises(ConfigError, match="did you mean 'sparse4dv3_tiny'"):
         get_recipe("sparse4dv3_tinny")
-    with pytest.raises(ConfigError, match=r"no setting 'run\.stpes'; did you mean 'steps'"):
+    with pytest.raises(ConfigError, match=r"no setting 'run\.stpes'; did you mean 'run\.steps'"):
         from_dict(FitConfig, {"name": "x", "run": {"stpes": 3}})
-    with pytest.raises(ConfigError, match="incomplete"):
+    with pytest.raises(ConfigError, match="incomplete: 'name' must be given"):
         from_dict(FitConfig, {})
     with pytest.raises(ConfigError, match="'name' needs str; got 3"):
         from_dict(FitConfig, {"name": 3})

@@ -156,6 +156,8 @@ def test_early_errors(index: Path, tmp_path: Path) -> None:
     assert "mini_trian" in error("split=mini_trian")
     assert "cameras CAM_TOP" in error("data.camera_names=('CAM_TOP',)")
     assert "2 levels, the depth branch" in error("data.depth_strides=(4, 8)")
+    assert "the pyramid's levels have" in error("data.depth_strides=(8, 8, 16)")
+    assert "expected timm/NAME, got 'resnet18'" in error("model.backbone=resnet18")
     assert "files that training reads" in error(f"data.root={tmp_path}")
     assert "torch can read" in error(f"model.backbone_weights={anchors}")
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -196,6 +198,8 @@ def test_learning_rate_rule(index: Path, tmp_path: Path) -> None:
     config = micro_config(tmp_path, index)
     assert start_notes(config, 2) == []
     assert "1 samples per step, the recipe has 2" in start_notes(config, 1)[0]
+    assert "learning rate 0.001 as for it" in start_notes(config, 3)[0]
+    assert start_notes(override(config, ["optimiser.scale_lr=false"]), 1) == []
 
 
 def test_changed_settings_are_listed() -> None:

@@ -87,6 +87,13 @@ def read_config(source: str):  # type: ignore[no-untyped-def]
         return get_recipe(source)
     try:
         content = json.loads(Path(source).read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read the settings {source}: {error}.") from None
-    return from_dict(FitConfig, content)
+    except OSError as error:
+        raise ConfigError(f"cannot read the settings {source}: {error.strerror}.") from None
+    except ValueError as error:
+        raise ConfigError(f"the settings {source} are not JSON: {error}.") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"expected an object of settings in {source}, as 'fit --show' prints it.")
+    try:
+        return from_dict(FitConfig, content)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None

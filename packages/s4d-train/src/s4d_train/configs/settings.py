@@ -18,11 +18,11 @@ from ..errors import ConfigError
 T = TypeVar("T")
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """A hint for an unknown `name`: the nearest known one, or all of them."""
+def nearest(name: str, known: Sequence[str], where: str = "") -> str:
+    """A hint for an unknown `name` of the group `where`: the nearest known one, or all of them."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
-        return f"did you mean '{close[0]}'?"
+        return f"did you mean '{_join(where, close[0])}'?"
     return f"known are {', '.join(sorted(known))}."
 
 
@@ -44,35 +44,69 @@ def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
     made = {}
     for key, value in values.items():
         if key not in names:
-            raise ConfigError(f"there is no setting '{_join(where, key)}'; {nearest(key, names)}")
+            hint = nearest(key, names, where)
+            raise ConfigError(f"there is no setting '{_join(where, key)}'; {hint}")
         made[key] = coerce(value, hints[key], _join(where, key))
-    try:
-        return kind(**made)
-    except TypeError as error:
-        raise ConfigError(f"settings '{where or kind.__name__}' are incomplete: {error}.") from None
+    missing = [
+        f.name
+        for f in dataclasses.fields(kind)  # type: ignore[arg-type]
+        if f.name not in made
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        needed = ", ".join(f"'{_join(where, name)}'" for name in missing)
+        raise ConfigError(f"the settings are incomplete: {needed} must be given.")
+    return kind(**made)
 
 
 def override(settings: T, pairs: Sequence[str]) -> T:
-    """`settings` with each `dotted.key=value` of `pairs` applied, in order."""
+    """`settings` with each `dotted.key=value` of `pairs` applied, in order.
+
+    Raises:
+        ConfigError: no such key (the nearest one is named), or a value of another type.
+    """
     for pair in pairs:
         key, separator, text = pair.partition("=")
         if not separator or not key:
             raise ConfigError(f"an override is written key=value; got '{pair}'.")
-        settings = _set(settings, key.strip().split("."), text.strip(), "")
+        known = _all_names(settings)
+        settings = _set(settings, key.strip().split("."), text.strip(), "", known)
     return settings
 
 
-def _set(settings: T, path: list[str], text: str, where: str) -> T:
+def _all_names(settings: Any, where: str = "") -> list[str]:
+    """Dotted names of all values in `settings`."""
+    found = []
+    for f in dataclasses.fields(settings):
+        name, value = _join(where, f.name), getattr(settings, f.name)
+        found += _all_names(value, name) if dataclasses.is_dataclass(value) else [name]
+    return found
+
+
+def _nearest_name(name: str, known: Sequence[str]) -> str:
+    """A hint for an unknown dotted `name`: one like it, or one whose last part is like its last."""
+    if difflib.get_close_matches(name, known, n=1, cutoff=0.7):
+        return nearest(name, known)
+    places = {dotted.rpartition(".")[2]: dotted for dotted in reversed(known)}
+    close = difflib.get_close_matches(name.rpartition(".")[2], list(places), n=1, cutoff=0.6)
+    if close:
+        return f"did you mean '{places[close[0]]}'?"
+    return "s4d-train fit CONFIG --show lists all settings."
+
+
+def _set(settings: T, path: list[str], text: str, where: str, known: Sequence[str]) -> T:
     name, rest = path[0], path[1:]
     here = _join(where, name)
     if not dataclasses.is_dataclass(settings):
         raise ConfigError(f"setting '{where}' is a value and has no part '{name}'.")
     names = [f.name for f in dataclasses.fields(settings)]
     if name not in names:
-        raise ConfigError(f"there is no setting '{here}'; {nearest(name, names)}")
+        whole = _join(where, ".".join(path))
+        raise ConfigError(f"there is no setting '{whole}'; {_nearest_name(whole, known)}")
     old = getattr(settings, name)
     if rest:
-        new = _set(old, rest, text, here)
+        new = _set(old, rest, text, here, known)
     elif dataclasses.is_dataclass(old):
         inside = ", ".join(f.name for f in dataclasses.fields(old))
         raise ConfigError(f"setting '{here}' is a group; set one of its parts: {inside}.")

@@ -149,11 +149,14 @@ def start_notes(config: FitConfig, total_batch: int) -> list[str]:
     if total_batch == settings.reference_batch:
         return []
     rate = scaled_rate(settings, total_batch)
-    why = "half the batch, two thirds of the rate" if rate != settings.lr else "kept"
+    if not settings.scale_lr:
+        return []  # chosen
+    kept = f"learning rate {rate:.3g} as for it"
+    if rate != settings.lr:
+        kept = f"learning rate {rate:.3g} instead of {settings.lr:.3g} (half the batch, two thirds)"
     return [
-        f"{total_batch} samples per step, the recipe has {settings.reference_batch}: learning rate "
-        f"{rate:.3g} instead of {settings.lr:.3g} ({why}); set optimiser.lr and "
-        "optimiser.scale_lr=false to choose it yourself"
+        f"{total_batch} samples per step, the recipe has {settings.reference_batch}: {kept}; set "
+        "optimiser.lr and optimiser.scale_lr=false to choose it yourself"
     ]
 
 
