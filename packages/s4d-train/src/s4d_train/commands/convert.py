@@ -25,13 +25,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Convert, then say what was found."""
     from s4d_train.data.conversion import convert
-    from s4d_train.data.layout import find_version
 
-    version = args.version or find_version(args.root)
     index = convert(
         args.root,
         args.out,
-        version,
+        args.version,
         max_sweeps=args.max_sweeps,
         workers=args.workers,
         files=args.check_files,
@@ -39,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     )
     splits = ", ".join(f"{k} {len(index.samples(k))}" for k in sorted(index.splits))
     print(
-        f"{args.out}: {version}, {len(index.scenes)} scenes, {len(index)} samples, "
+        f"{args.out}: {index.version}, {len(index.scenes)} scenes, {len(index)} samples, "
         f"{len(index.label)} boxes; splits: {splits or 'none'}"
     )
     return 0

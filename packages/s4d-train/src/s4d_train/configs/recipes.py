@@ -134,6 +134,11 @@ RECIPES: dict[str, Callable[[], FitConfig]] = {
 }
 
 
+def list_recipes() -> list[str]:
+    """Names that `get_recipe` and `s4d-train fit` know."""
+    return list(RECIPES)
+
+
 def get_recipe(name: str) -> FitConfig:
     """The named settings, or a `ConfigError` with the nearest name."""
     if name not in RECIPES:

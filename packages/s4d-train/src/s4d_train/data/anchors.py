@@ -33,6 +33,16 @@ def make_anchors(
     Centres are the K-means centres of all annotated objects of the ten classes within
     ``max_distance`` metres (in space); the size is the logarithm of their mean size, the heading
     is along x, the velocity 0.
+
+    Args:
+        index: of ``convert``.
+        split: such as ``train``; None: everything.
+        count: of anchors.
+        max_distance: metres.
+        seed: of the first centres; the same seed gives the same anchors.
+
+    Raises:
+        DataError: fewer objects than anchors.
     """
     rows = index.samples(split)
     chosen = np.zeros(len(index.label), dtype=bool)

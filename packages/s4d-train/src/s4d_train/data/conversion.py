@@ -17,6 +17,7 @@ from s4d_train.errors import DataError, MissingFileError
 from .annotations import add_annotations
 from .config import CAMERA_NAMES, CLASS_NAMES
 from .index import DriveIndex, write_index
+from .layout import find_version
 from .lookup import Lookup, texts
 from .poses import inverse, pose_matrices
 from .source import TABLES, Columns, read_tables
@@ -29,7 +30,7 @@ Array = npt.NDArray[Any]
 def convert(
     root: str | Path,
     out: str | Path,
-    version: str,
+    version: str | None = None,
     *,
     max_sweeps: int = 10,
     workers: int | None = None,
@@ -38,10 +39,22 @@ def convert(
 ) -> DriveIndex:
     """Convert the nuScenes data set in ``root`` and write the index folder ``out``.
 
-    ``out`` is replaced when it holds an index. ``files`` also checks that every file that a sample
-    names exists. MissingTableError, MissingFileError or DataError say what is wrong.
+    Args:
+        root: folder of the data set (``samples/`` and the tables' folder lie in it).
+        out: replaced when it holds an index.
+        version: folder of the tables, such as ``v1.0-mini``; None: the only one there.
+        max_sweeps: earlier LiDAR sweeps that are listed for each sample.
+        workers: processes that read tables; None: one per core.
+        files: check too that every file that a sample names exists.
+        progress: draw a progress bar.
+
+    Raises:
+        MissingTableError: a table is missing, or the version is not clear.
+        MissingFileError: ``files``, and one is not there.
+        DataError: a table is damaged, or ``out`` holds something else.
     """
     root, out = Path(root), Path(out)
+    version = version or find_version(root)
     if out.exists() and any(out.iterdir()) and not (out / "index.json").is_file():
         raise DataError(f"{out} exists and is not an index; give another folder")
     tables: dict[str, Columns] = {}
