@@ -13,6 +13,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .artifact import ARTIFACT_FORMAT, Artifact, Manifest, read_artifact, write_artifact
+    from .errors import ArtifactError, BackendError, FrameError, S4DError
     from .frame import Camera, Detections, Frame
     from .pipeline import FrameReport, Pipeline
     from .policy import FramePolicy
@@ -20,13 +21,17 @@ if TYPE_CHECKING:
 __all__ = [
     "ARTIFACT_FORMAT",
     "Artifact",
+    "ArtifactError",
+    "BackendError",
     "Camera",
     "Detections",
     "Frame",
+    "FrameError",
     "FramePolicy",
     "FrameReport",
     "Manifest",
     "Pipeline",
+    "S4DError",
     "__version__",
     "read_artifact",
     "write_artifact",
@@ -35,13 +40,17 @@ __all__ = [
 _HOME = {
     "ARTIFACT_FORMAT": ".artifact",
     "Artifact": ".artifact",
+    "ArtifactError": ".errors",
+    "BackendError": ".errors",
     "Camera": ".frame",
     "Detections": ".frame",
     "Frame": ".frame",
+    "FrameError": ".errors",
     "FramePolicy": ".policy",
     "FrameReport": ".pipeline",
     "Manifest": ".artifact",
     "Pipeline": ".pipeline",
+    "S4DError": ".errors",
     "read_artifact": ".artifact",
     "write_artifact": ".artifact",
 }

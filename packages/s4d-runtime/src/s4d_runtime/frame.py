@@ -31,8 +31,9 @@ class Frame:
     """All cameras at one moment.
 
     Attributes:
-        images: per camera, in the manifest's order, (H, W, 3) uint8 RGB: a numpy array, or a
-            host array that speaks DLPack. Sizes may differ between cameras. None: no image came.
+        images: per camera, in the manifest's order, (H, W, 3) uint8 RGB: a numpy array, an array
+            that speaks DLPack (on the host, or on the pipeline's CUDA device), or what
+            ``Pipeline.prepare`` returned. Sizes may differ between cameras. None: no image came.
         timestamp: seconds, float64.
         lidar2global: (4, 4) float64, LiDAR frame to a fixed world frame, metres.
         cameras: per camera its calibration.
