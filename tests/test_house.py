@@ -25,7 +25,7 @@ PUBLIC = {
         *("Voxelizer", "SparseEncoder"),
     ),
     "s4d_train": ("generate", "convert", "make_anchors", "fit", "evaluate", "view_results"),
-    "s4d_export": ("export_graph", "save_artifact", "to_half", "to_int8", "verify", "find_overflow"),
+    "s4d_export": ("export_graph", "save_artifact", "to_half", "to_int8", "verify"),
     "s4d_runtime": ("Pipeline", "Frame", "Detections", "ARTIFACT_FORMAT"),
     "s4d_runtime.lidar": ("SparseEngine",),
 }
