@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import types
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from s4d_core.backbones import (
     build_backbone,
 )
 from s4d_core.backbones.eva import rotary_table, rotate
+from s4d_core.backbones.timm_models import feature_channels, feature_sizes
 
 VOVNET = VoVNetConfig((4, 4, 8), (4, 6, 8, 8), (8, 12, 16, 16), 2, (1, 2, 1, 2))
 EVA = EvaConfig(
@@ -189,11 +192,23 @@ def test_images_must_fit_the_patches() -> None:
 
 
 class _Features(torch.nn.Module):
-    """What timm's `features_only` models offer, in small."""
+    """What timm's `features_only` models offer, in small.
 
-    def __init__(self, **asked: object) -> None:
+    Model "small" takes any image; "fixed" only that which it was made for, and gives channels last.
+    """
+
+    def __init__(self, name: str, **asked: Any) -> None:
         super().__init__()
+        if name not in ("small", "fixed"):
+            raise RuntimeError(f"Unknown model ({name})")
+        if len(asked["out_indices"]) > 2:
+            raise AssertionError
+        if name == "small" and "img_size" in asked:
+            raise TypeError("unexpected keyword argument 'img_size'")
         self.asked = asked
+        self.size = asked.get("img_size", (224, 224)) if name == "fixed" else None
+        if self.size is not None:
+            self.output_fmt = "Format.NHWC"
         self.convs = torch.nn.ModuleList(
             torch.nn.Conv2d(i, o, 3, 4, 1) for i, o in ((3, 4), (4, 6))
         )
@@ -201,23 +216,47 @@ class _Features(torch.nn.Module):
         self.feature_info = types.SimpleNamespace(channels=lambda: [4, 6])
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        assert self.size in (None, x.shape[-2:]), f"height {x.shape[-2]} doesn't match"
         first = self.convs[0](x) + self.table.sum()
-        return [first, self.convs[1](first)]
+        maps = [first, self.convs[1](first)]
+        return maps if self.size is None else [m.permute(0, 2, 3, 1) for m in maps]
 
 
-def test_a_model_of_timm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def timm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     stand_in = types.ModuleType("timm")
     stand_in.__version__ = "0"  # type: ignore[attr-defined]
-    stand_in.create_model = lambda name, **asked: _Features(**asked)  # type: ignore[attr-defined]
+    stand_in.create_model = _Features  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "timm", stand_in)
-    config = s4d_core.TimmConfig("small", out_indices=(2, 4))
+    yield
+    feature_channels.cache_clear()
+    feature_sizes.cache_clear()
+
+
+@pytest.mark.usefixtures("timm")
+def test_a_model_of_timm_by_name() -> None:
+    assert s4d_core.timm_config("timm/small", (64, 96)) == s4d_core.TimmConfig("small", (-2, -1))
+    fixed = s4d_core.timm_config("fixed", (64, 96))
+    assert fixed == s4d_core.TimmConfig("fixed", (-2, -1), image_size=(64, 96))
+    maps = build_backbone(fixed)(torch.zeros(2, 3, 64, 96))
+    assert [m.shape for m in maps] == [(2, 4, 16, 24), (2, 6, 4, 6)]
+    assert fixed.level_sizes((64, 96)) == ((16, 24), (4, 6))
+    with pytest.raises(s4d_core.ConfigError, match=r"images of 32 x 32.*height 32 doesn't match"):
+        fixed.level_sizes((32, 32))
+    with pytest.raises(s4d_core.ConfigError, match=r"cannot build 'smal'.*Unknown model"):
+        s4d_core.timm_config("timm/smal", (64, 96))
+
+
+@pytest.mark.usefixtures("timm")
+def test_a_model_of_timm(tmp_path: Path) -> None:
+    config = s4d_core.TimmConfig("small", out_indices=(1, 2))
     assert config.out_channels == (4, 6)
     assert config.level_sizes((64, 96)) == ((16, 24), (4, 6))
     whole = s4d_core.get_config("sparse4dv3_tiny").replace(
         backbone=config, neck=s4d_core.FPNConfig(num_levels=2), depth=None
     )
     model = s4d_core.build_model(whole).eval()
-    assert model.backbone.network.asked["out_indices"] == (2, 4)
+    assert model.backbone.network.asked["out_indices"] == (1, 2)
     s4d_core.save_checkpoint(model, tmp_path)
     images = torch.randn(1, 6, 3, 128, 352)
     again = s4d_core.load_checkpoint(tmp_path)  # built without values: the table is made anew

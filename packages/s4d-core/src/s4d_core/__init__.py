@@ -10,7 +10,7 @@ One function is the model, in training, export and on board::
 from ._version import __version__
 from .aggregation_op import FeatureMaps, use_reference_op
 from .anchors import default_anchors
-from .backbones import EvaConfig, LoadReport, TimmConfig, VoVNetConfig
+from .backbones import EvaConfig, LoadReport, TimmConfig, VoVNetConfig, timm_config
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import (
     CAMERA_NAMES,
@@ -68,6 +68,7 @@ __all__ = [
     "EvaConfig",
     "TimmConfig",
     "VoVNetConfig",
+    "timm_config",
     "Sparse4DConfig",
     # state
     "BankState",

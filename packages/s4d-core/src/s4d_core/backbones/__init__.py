@@ -10,7 +10,7 @@ from .base import Backbone
 from .config import BackboneConfig, EvaConfig, ResNetConfig, TimmConfig, VoVNetConfig
 from .eva import Eva
 from .resnet import ResNet
-from .timm_backbone import TimmBackbone
+from .timm_backbone import TimmBackbone, timm_config
 from .vovnet import VoVNet
 from .weights import LoadReport, load_weights
 
@@ -28,6 +28,7 @@ __all__ = [
     "LoadReport",
     "build_backbone",
     "load_weights",
+    "timm_config",
 ]
 
 

@@ -198,16 +198,20 @@ class EvaConfig:
 class TimmConfig:
     """A feature-extracting model of timm, by name; needs the extra `s4d-core[timm]`.
 
+    `timm_config` fills it in.
+
     Attributes:
         name: timm's.
-        out_indices: which of its feature maps to use, fine to coarse.
+        out_indices: which of its feature maps to use, fine to coarse; negative: from the last.
         pretrained: new models start with the weights that timm publishes (a download).
+        image_size: (height, width) of models that are made for one size; None: any size.
         norm_eval, checkpointing: as in `ResNetConfig`.
     """
 
     name: str
-    out_indices: tuple[int, ...] = (1, 2, 3, 4)
+    out_indices: tuple[int, ...] = (-4, -3, -2, -1)
     pretrained: bool = False
+    image_size: tuple[int, int] | None = None
     norm_eval: bool = False
     checkpointing: bool = False
     kind: Literal["timm"] = "timm"
@@ -219,11 +223,11 @@ class TimmConfig:
         Raises:
             ConfigError: timm is not installed or does not have this model.
         """
-        return feature_channels(self.name, self.out_indices)
+        return feature_channels(self.name, self.out_indices, self.image_size)
 
     def level_sizes(self, image_size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
         """(height, width) of the outputs."""
-        return feature_sizes(self.name, self.out_indices, image_size)
+        return feature_sizes(self.name, self.out_indices, self.image_size, image_size)
 
 
 BackboneConfig: TypeAlias = ResNetConfig | VoVNetConfig | EvaConfig | TimmConfig

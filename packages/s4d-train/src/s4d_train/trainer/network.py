@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from s4d_core import (
     ImageConfig,
     Sparse4D,
     Sparse4DConfig,
+    TimmConfig,
     build_model,
     get_config,
     load_backbone,
     load_checkpoint,
+    timm_config,
 )
 
 from ..configs.config import FitConfig
@@ -43,16 +45,15 @@ def model_config(config: FitConfig) -> Sparse4DConfig:
         base.image.std,
         data.resize_filter,  # type: ignore[arg-type]  # checked by ImageConfig's users
     )
+    if model.backbone:
+        base = base.replace(backbone=named_backbone(model.backbone, image.size))
     wanted = {"norm_eval": model.batch_norm == "frozen", "checkpointing": model.checkpointing}
     known = {f.name for f in dataclasses.fields(base.backbone)}  # a transformer has no batch norm
     backbone: Any = base.backbone
     backbone = dataclasses.replace(backbone, **{n: v for n, v in wanted.items() if n in known})
     depth = base.depth if data.depth_strides and config.loss.depth > 0 else None
-    if depth is not None and len(data.depth_strides) != depth.num_levels:
-        raise ConfigError(
-            f"setting 'data.depth_strides' has {len(data.depth_strides)} levels, the depth branch "
-            f"of {base.name} has {depth.num_levels}; give as many strides, or none."
-        )
+    if depth is not None:
+        _check_depth(base.replace(image=image, backbone=backbone), data.depth_strides)
     decoder, aggregation = base.decoder, base.aggregation
     if model.dropout is not None:
         decoder = dataclasses.replace(decoder, dropout=model.dropout)
@@ -72,6 +73,24 @@ def model_config(config: FitConfig) -> Sparse4DConfig:
     )
 
 
+def _check_depth(model: Sparse4DConfig, strides: Sequence[int]) -> None:
+    """Depth maps of the data must have the sizes of the pyramid's levels."""
+    assert model.depth is not None
+    if len(strides) != model.depth.num_levels:
+        raise ConfigError(
+            f"setting 'data.depth_strides' has {len(strides)} levels, the depth branch "
+            f"of {model.name} has {model.depth.num_levels}; give as many strides, or none."
+        )
+    height, width = model.image.size
+    sizes = [(height // stride, width // stride) for stride in strides]
+    found = list(model.level_sizes[: len(strides)])
+    if sizes != found:
+        raise ConfigError(
+            f"setting 'data.depth_strides': {list(strides)} give depth maps of {sizes}, the "
+            f"pyramid's levels have {found}; give their strides, or none."
+        )
+
+
 def named_model(name: str) -> Sparse4DConfig:
     """A model by its name, or by the JSON file of a model configuration or checkpoint.
 
@@ -85,6 +104,20 @@ def named_model(name: str) -> Sparse4DConfig:
         return Sparse4DConfig.from_dict(content.get("model", content))
     except (S4DError, OSError, ValueError) as error:
         raise ConfigError(f"setting 'model.name': {error}") from None
+
+
+def named_backbone(name: str, image_size: tuple[int, int]) -> TimmConfig:
+    """A backbone of timm.
+
+    Raises:
+        ConfigError: not `timm/NAME`, timm is not there, or it has no such feature extractor.
+    """
+    if not name.startswith("timm/"):
+        raise ConfigError(f"setting 'model.backbone': expected timm/NAME, got {name!r}")
+    try:
+        return timm_config(name, image_size)
+    except S4DError as error:
+        raise ConfigError(f"setting 'model.backbone': {error}") from None
 
 
 def build_network(config: FitConfig) -> Sparse4D:
