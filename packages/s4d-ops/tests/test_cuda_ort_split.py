@@ -250,6 +250,30 @@ def test_what_does_not_fit_is_refused(change: dict[str, tuple], message: str) ->
         runner.run(None, inputs)
 
 
+@pytest.mark.parametrize(
+    ("rows", "c", "k"),
+    ((900, 256, 512), (600, 512, 512), (6, 256, 416), (1, 8, 8), (901, 1000, 24)),
+)
+@pytest.mark.parametrize("relu", (False, True))
+def test_linear_layers(rows: int, c: int, k: int, relu: bool) -> None:
+    """Float32 rows, split on the way."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1, rows, c)).astype(np.float32)
+    w = (rng.standard_normal((k, 1, 1, c)) / c**0.5).astype(np.float32)
+    bias = rng.standard_normal(k).astype(np.float32)
+    parts, factor = pack_weight(w)
+    inputs = {"x": x, "w": parts, "f": np.stack([bias, factor])}
+    node = onnx.helper.make_node(
+        "SplitLinear", list(inputs), ["y"], domain="s4d.fused", relu=int(relu)
+    )
+    (got,) = session([node], inputs).run(None, inputs)
+    flat = w.reshape(k, c).astype(np.float64)
+    exact = x.astype(np.float64) @ flat.T + bias
+    bound = np.abs(x) @ np.abs(flat).T + np.abs(bias)
+    assert got.shape == (1, rows, k)
+    assert (np.abs(got - (np.maximum(exact, 0) if relu else exact)) <= 2.5e-7 * bound).all()
+
+
 def test_sessions_in_threads() -> None:
     feeds = [(case, made(case)) for case in (CASES[1], CASES[4], CASES[6], CASES[9])]
     expected = [convolve(case, feed, True, "split", False) for case, feed in feeds]

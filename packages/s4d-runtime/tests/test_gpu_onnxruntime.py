@@ -28,6 +28,7 @@ from test_runtime_fusion import (  # noqa: E402
     awkward,
     awkward_head,
     head,
+    linear,
     network,
     single_awkward,
     single_network,
@@ -125,7 +126,7 @@ def test_images_have_the_host_kernels_bytes(filter_name: str) -> None:
 
 @pytest.mark.parametrize(
     "build",
-    (network, awkward, head, awkward_head, single_network, single_awkward),
+    (network, awkward, head, awkward_head, single_network, single_awkward, linear),
     ids=lambda build: build.__name__,
 )
 def test_fused_operators(build: Callable[[], bytes]) -> None:
@@ -134,8 +135,8 @@ def test_fused_operators(build: Callable[[], bytes]) -> None:
     from s4d_runtime.backends.fusion import fuse_model
 
     model = build()
-    rewritten, convolutions, chains, _ = fuse_model(model, fp32x3=True)
-    assert convolutions + chains > 2
+    rewritten, convolutions, chains, _, layers = fuse_model(model, fp32x3=True)
+    assert convolutions + chains + layers > 2
     pictures = np.random.default_rng(1).integers(0, 256, (2, HEIGHT, WIDTH, 3), dtype=np.uint8)
     host = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     options = ort.SessionOptions()

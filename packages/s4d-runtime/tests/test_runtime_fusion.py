@@ -145,6 +145,29 @@ def cut(g: Graph, x: str, first: int, stop: int) -> str:
     return g.add("Slice", x, *(g.constant(np.array([n], np.int64)) for n in (first, stop, 2, 1)))
 
 
+def linear() -> bytes:
+    """Layers that no chain takes, with and without what may join them, and shared weights."""
+    g = Graph()
+    g.type = TensorProto.FLOAT
+    x = rows(g)
+    weights = [(12, 96), (96, 64), (64, 40), (40, 64), (64, 18), (64, 64)]
+    w = [g.constant(g.rng.normal(0, a**-0.5, (a, b)).astype(np.float32)) for a, b in weights]
+    bias = [g.constant(g.rng.normal(0, 0.2, b).astype(np.float32)) for _, b in weights]
+    wide = g.add("MatMul", x, w[0])  # 12 inputs are too few
+    a = g.add("MatMul", wide, w[1])
+    both = g.add("Relu", g.add("Add", bias[1], a))
+    twice = g.add("MatMul", both, w[5])
+    other = g.add("Add", g.add("Relu", g.add("MatMul", twice, w[5])), twice)  # twice is read twice
+    down = g.add("Add", g.add("MatMul", other, w[2]), bias[2])
+    up = g.add("MatMul", down, w[3])
+    summed = g.add("Add", up, both)  # no constant
+    odd = g.add("Add", g.add("MatMul", summed, w[4]), bias[4])  # 18 outputs
+    fixed = g.constant(g.rng.normal(0, 1, (1, 4, 64)).astype(np.float32))
+    folded = g.add("MatMul", g.add("Relu", fixed), w[5])  # nothing but constants
+    shown = g.add("MatMul", both, w[5])  # a result of the graph and an operand
+    return g.model(odd, folded, shown, g.add("Add", shown, bias[5]))
+
+
 def head() -> bytes:
     """An encoder of four branches, a refinement, and a chain that is read in the middle."""
     g = Graph()
@@ -280,6 +303,19 @@ def split_nodes(
         pads = add("Concat", [f"{o}.2", more], f"{o}.pads", axis=0)
         add("Pad", [node.input[0], pads], o)
         return nodes
+    if node.op_type == "SplitLinear":
+        assert node.input[0] not in split
+        finish = weights[node.input[2]].astype(np.float64)
+        weight = (unsplit(weights[node.input[1]]) * finish[1][:, None]).T
+        nonzero = np.flatnonzero(weight.any(axis=1))
+        inner = -(-(nonzero[-1] + 1) // 8) * 8
+        for name, array in (("w", weight[:inner]), ("b", finish[0])):
+            tensor = numpy_helper.from_array(array.astype(np.float32), f"{o}.{name}")
+            add("Constant", [], f"{o}.{name}", value=tensor)
+        x = add("MatMul", [node.input[0], f"{o}.w"], f"{o}.m")
+        x = add("Add", [x, f"{o}.b"], f"{o}.a")
+        add("Relu" if a["relu"] else "Identity", [x], o)
+        return nodes
     assert node.input[0] in split
     if a["split"]:
         split.add(o)
@@ -359,7 +395,7 @@ def run(model: bytes) -> list[np.ndarray]:
 )
 def test_same_results(build: Callable[[], bytes], fused: int, sums: int) -> None:
     model = build()
-    rewritten, count, chains, others = fuse_model(model)
+    rewritten, count, chains, others, _ = fuse_model(model)
     assert chains == 0
     proto = onnx.load_from_string(rewritten)
     kinds = Counter(node.op_type for node in proto.graph.node)
@@ -380,7 +416,7 @@ def test_same_results_in_split_products(
 ) -> None:
     """Weights and layouts; tensors that are split are read only by what expects them."""
     model = build()
-    rewritten, count, chains, others = fuse_model(model, fp32x3=True)
+    rewritten, count, chains, others, _ = fuse_model(model, fp32x3=True)
     proto = onnx.load_from_string(rewritten)
     kinds = Counter(node.op_type for node in proto.graph.node)
     assert (chains, others, count) == (0, kinds["Conv"], fused)
@@ -389,6 +425,19 @@ def test_same_results_in_split_products(
     assert found == (sums, splits, pools)
     for got, expected in zip(run(plain(rewritten)), run(model), strict=True):
         np.testing.assert_allclose(got, expected, rtol=2e-6, atol=2e-6)
+
+
+def test_linear_layers_in_split_products() -> None:
+    model = linear()
+    fused = fuse_model(model, fp32x3=True)
+    assert fused[1:] == (0, 0, 0, 6)
+    nodes = onnx.load_from_string(fused.model).graph.node
+    layers = [node for node in nodes if node.op_type == "SplitLinear"]
+    assert [node.attribute[0].i for node in layers] == [1, 0, 1, 0, 0, 0]
+    kinds = Counter(node.op_type for node in nodes)
+    assert (kinds["MatMul"], kinds["Relu"], kinds["Add"]) == (3, 1, 4)
+    for got, expected in zip(run(plain(fused.model)), run(model), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=2e-6, atol=5e-6)
 
 
 def split(values: np.ndarray) -> np.ndarray:
@@ -449,7 +498,7 @@ def branches_of(model: bytes) -> list[str]:
 
 
 def test_chains_give_the_same() -> None:
-    rewritten, convolutions, chains, _ = fuse_model(head())
+    rewritten, convolutions, chains, *_ = fuse_model(head())
     assert (convolutions, chains) == (0, 6)
     assert branches_of(rewritten) == [
         "0 3 128rn 128rn 128rn;3 3 32rn 32rn 32rn;6 2 32rn 32rn 32rn;8 3 64rn 64rn 64rn",
@@ -461,7 +510,7 @@ def test_chains_give_the_same() -> None:
 
 
 def test_what_is_no_chain_stays() -> None:
-    rewritten, _, chains, _ = fuse_model(awkward_head())
+    rewritten, _, chains, *_ = fuse_model(awkward_head())
     assert branches_of(rewritten) == [
         "0 3 8rn",
         "0 3 8rn",
@@ -502,10 +551,12 @@ def test_other_graphs_stay_as_they_are() -> None:
         network()[:-100],
     ]
     for model in models:
-        assert fuse_model(model) == (model, 0, 0, 0)
+        assert fuse_model(model) == (model, 0, 0, 0, 0)
 
 
-@pytest.mark.parametrize("build", (network, head), ids=lambda build: build.__name__)
+@pytest.mark.parametrize(
+    "build", (network, head, single_network, linear), ids=lambda build: build.__name__
+)
 def test_damaged_models_do_no_harm(build: Callable[[], bytes]) -> None:
     """Any damage gives a model for the engine to judge, never an error of the rewriting."""
     rng = np.random.default_rng(0)
@@ -518,7 +569,7 @@ def test_damaged_models_do_no_harm(build: Callable[[], bytes]) -> None:
             damaged[place] = rng.integers(256)
         if rng.random() < 0.2:
             del damaged[rng.integers(len(damaged)) :]
-        assert isinstance(fuse_model(bytes(damaged)).model, bytes)
+        assert isinstance(fuse_model(bytes(damaged), fp32x3=True).model, bytes)
     graph = onnx.load_from_string(model)
     for _ in range(200):
         changed = onnx.ModelProto()
@@ -533,4 +584,4 @@ def test_damaged_models_do_no_harm(build: Callable[[], bytes]) -> None:
         else:
             tensor = changed.graph.initializer[rng.integers(len(graph.graph.initializer))]
             tensor.dims[:] = rng.integers(-1, 1 << 40, rng.integers(0, 5)).tolist()
-        assert isinstance(fuse_model(changed.SerializeToString()).model, bytes)
+        assert isinstance(fuse_model(changed.SerializeToString(), fp32x3=True).model, bytes)

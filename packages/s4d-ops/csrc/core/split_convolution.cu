@@ -67,7 +67,7 @@ __device__ inline void finish_pair(const Task& t, int pixel, int channel, float2
 #endif
 
 // A block makes kRows pixels by kColumns channels, a warp kRows / kDown by kColumns / kAcross.
-template <int kRows, int kColumns, int kDown, int kAcross, int kStages, int kBlocks>
+template <bool kPlain, int kRows, int kColumns, int kDown, int kAcross, int kStages, int kBlocks>
 __global__ void __launch_bounds__(kDown * kAcross * 32, kBlocks)
     split_kernel(const __grid_constant__ Task t) {
 #ifdef S4D_SPLIT_PRODUCTS
@@ -166,6 +166,18 @@ __global__ void __launch_bounds__(kDown * kAcross * 32, kBlocks)
   int stage = 0;
   for (int step = 0; step < t.steps; ++step) {
     split::wait_copies<kStages - 2>();
+    if constexpr (kPlain) {  // what this thread has copied, in its place
+#pragma unroll
+      for (int i = 0; i < kMine; ++i) {
+        const int at = stage * kStageBytes + (line + i * (kThreads / 4)) * kRowBytes + piece;
+        uint4* first = reinterpret_cast<uint4*>(shared + at);
+        uint4* second = reinterpret_cast<uint4*>(shared + (at ^ 16));
+        const float4 a = *reinterpret_cast<const float4*>(first);
+        const float4 b = *reinterpret_cast<const float4*>(second);
+        const float value[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+        split::group_parts(value, first, second);
+      }
+    }
     __syncthreads();  // this stage has arrived for all, and all are done with the one before
     copy();
     const uint32_t base = ring + stage * kStageBytes;
@@ -257,9 +269,9 @@ int tiles(const Task& t, int rows, int columns) {
   return (t.pixels + rows - 1) / rows * ((t.channels + columns - 1) / columns);
 }
 
-template <int kRows, int kColumns, int kDown, int kAcross, int kStages, int kBlocks>
+template <bool kPlain, int kRows, int kColumns, int kDown, int kAcross, int kStages, int kBlocks>
 cudaError_t launch(Task t, cudaStream_t stream) {
-  const auto kernel = split_kernel<kRows, kColumns, kDown, kAcross, kStages, kBlocks>;
+  const auto kernel = split_kernel<kPlain, kRows, kColumns, kDown, kAcross, kStages, kBlocks>;
   constexpr int kBytes = kStages * (kRows + kColumns) * kRowBytes;
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
@@ -270,13 +282,15 @@ cudaError_t launch(Task t, cudaStream_t stream) {
 }
 
 // Relative time of a shape: passes over the device, times what a tile takes.
-SplitTile best(const Task& t, int processors) {
+SplitTile best(const Task& t, int processors, bool plain) {
   const auto passes = [&](int rows, int columns, int beside) {
     return (tiles(t, rows, columns) + processors * beside - 1) / (processors * beside);
   };
   const int large = passes(128, 128, 1) * 16, tall = passes(128, 64, 2) * 17;
   const int small = passes(64, 64, 3) * 14;
-  if (small < large && small < tall) return SplitTile::small;
+  const int flat = passes(32, 64, 3) * 10;
+  if (flat < small && (plain || (flat < large && flat < tall))) return SplitTile::flat;
+  if (plain || (small < large && small < tall)) return SplitTile::small;
   return large < tall ? SplitTile::large : SplitTile::tall;
 }
 
@@ -337,11 +351,16 @@ std::string split_convolution_cuda(const SplitConvolution& args, SplitTile tile)
   t.relu = args.relu;
   t.split_output = args.split_output;
   const cudaStream_t stream = static_cast<cudaStream_t>(args.stream);
-  if (tile == SplitTile::automatic) tile = best(t, processors);
+  if (tile == SplitTile::automatic) tile = best(t, processors, args.plain_input);
+  if (args.plain_input) {
+    return named(tile == SplitTile::flat ? launch<true, 32, 64, 2, 2, 6, 3>(t, stream)
+                                         : launch<true, 64, 64, 2, 2, 4, 3>(t, stream));
+  }
   switch (tile) {
-    case SplitTile::large: return named(launch<128, 128, 2, 4, 4, 1>(t, stream));
-    case SplitTile::tall: return named(launch<128, 64, 2, 2, 3, 2>(t, stream));
-    default: return named(launch<64, 64, 2, 2, 4, 3>(t, stream));
+    case SplitTile::large: return named(launch<false, 128, 128, 2, 4, 4, 1>(t, stream));
+    case SplitTile::tall: return named(launch<false, 128, 64, 2, 2, 3, 2>(t, stream));
+    case SplitTile::flat: return named(launch<false, 32, 64, 2, 2, 6, 3>(t, stream));
+    default: return named(launch<false, 64, 64, 2, 2, 4, 3>(t, stream));
   }
 }
 

@@ -30,7 +30,8 @@ struct SplitConvolution {
   bool relu = false;
   bool split_output = false;  // else float32
   SplitResidual residual_kind = SplitResidual::none;
-  const void* input = nullptr;    // split
+  bool plain_input = false;  // float32, which is split on the way
+  const void* input = nullptr;    // split, or float32
   // One row per output channel: kernel height, width, channels, split in groups of 8 as the input,
   // filled with zeros to a multiple of 32. The low parts are not scaled. At a multiple of 16 bytes,
   // as all of these.
@@ -42,9 +43,10 @@ struct SplitConvolution {
 };
 
 // How the work is divided. `automatic` takes what is best for the shape.
-enum class SplitTile { automatic, large, tall, small };
+enum class SplitTile { automatic, large, tall, small, flat };
 
 // output = relu(convolution(input, weight) * factor + bias + residual). Empty string on success.
+// A plain input takes the small tiles: it is meant for layers on few rows.
 // Nothing is allocated and nothing synchronises. Needs compute capability 8.0.
 std::string split_convolution_cuda(const SplitConvolution& args,
                                    SplitTile tile = SplitTile::automatic);

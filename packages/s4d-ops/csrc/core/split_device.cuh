@@ -29,16 +29,16 @@ __device__ inline float2 join(uint32_t high, uint32_t low) {
 }
 
 // The parts of a group of 8 values.
-__device__ inline void store_group(const float (&value)[8], uint4* output) {
-  uint32_t high[4], low[4];
+__device__ inline void group_parts(const float (&value)[8], uint4* high, uint4* low) {
+  uint32_t h[4], l[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    high[i] = pack(value[2 * i], value[2 * i + 1]);
-    const float2 near = unpack(high[i]);
-    low[i] = pack((value[2 * i] - near.x) * 2048.0f, (value[2 * i + 1] - near.y) * 2048.0f);
+    h[i] = pack(value[2 * i], value[2 * i + 1]);
+    const float2 near = unpack(h[i]);
+    l[i] = pack((value[2 * i] - near.x) * 2048.0f, (value[2 * i + 1] - near.y) * 2048.0f);
   }
-  output[0] = make_uint4(high[0], high[1], high[2], high[3]);
-  output[1] = make_uint4(low[0], low[1], low[2], low[3]);
+  *high = make_uint4(h[0], h[1], h[2], h[3]);
+  *low = make_uint4(l[0], l[1], l[2], l[3]);
 }
 
 // Two halves times 2^-11.

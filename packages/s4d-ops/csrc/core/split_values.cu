@@ -25,7 +25,7 @@ __global__ void split_values_kernel(const float* input, int64_t groups, int per_
 #pragma unroll
     for (int i = 0; i < 8; ++i) value[i] = first + i < channels ? from[i] : 0.0f;
   }
-  split::store_group(value, output + 2 * at);
+  split::group_parts(value, output + 2 * at, output + 2 * at + 1);
 }
 
 struct PoolTask {
@@ -61,7 +61,8 @@ __global__ void split_pool_kernel(const __grid_constant__ PoolTask t) {
     }
   }
   if (t.split_output) {
-    split::store_group(most, static_cast<uint4*>(t.output) + 2 * at);
+    uint4* output = static_cast<uint4*>(t.output) + 2 * at;
+    split::group_parts(most, output, output + 1);
   } else {
     float4* output = static_cast<float4*>(t.output) + 2 * at;
     output[0] = make_float4(most[0], most[1], most[2], most[3]);

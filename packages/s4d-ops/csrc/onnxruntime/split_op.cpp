@@ -9,7 +9,7 @@
 namespace s4d_ort {
 namespace {
 
-enum class Kind { convolution, sum, pool, values };
+enum class Kind { convolution, sum, pool, linear, values };
 
 struct SplitOp : CustomOp {
   Kind kind;
@@ -98,6 +98,35 @@ struct Kernel {
     return s4d::split_convolution_cuda(args);
   }
 
+  std::string transform(OrtKernelContext* context, void* stream) const {
+    TensorInput input = read(context, 0);
+    const TensorInput weight = read(context, 1), finish = read(context, 2);
+    const int64_t channels = input.sizes.empty() ? 0 : input.sizes.back();
+    const int64_t row = (channels + s4d::kSplitDepth - 1) / s4d::kSplitDepth * s4d::kSplitDepth;
+    if (channels < 1 || weight.sizes.size() != 2 || weight.sizes[1] != row) {
+      refuse("expected weights of " + std::to_string(row) + " steps for this input");
+    }
+    if (finish.sizes != std::vector<int64_t>{2, weight.sizes[0]}) {
+      refuse("expected bias and scale for each output channel");
+    }
+    int64_t rows = 1;
+    for (std::size_t i = 0; i + 1 < input.sizes.size(); ++i) rows *= input.sizes[i];
+    input.sizes.back() = weight.sizes[0];
+    OrtValue* output = nullptr;
+    check(api.output(context, 0, input.sizes.data(), input.sizes.size(), &output));
+    s4d::SplitConvolution args;
+    check(api.data(output, &args.output));
+    args.input_size = {1, rows, 1, channels};
+    args.output_size = {1, rows, 1, weight.sizes[0]};
+    args.relu = relu;
+    args.plain_input = true;
+    args.input = input.data;
+    args.weight = weight.data;
+    args.finish = static_cast<const float*>(finish.data);
+    args.stream = stream;
+    return s4d::split_convolution_cuda(args);
+  }
+
   std::string pool(OrtKernelContext* context, void* stream) const {
     const TensorInput input = read(context, 0);
     s4d::SplitPool args;
@@ -126,9 +155,10 @@ struct Kernel {
   void compute(OrtKernelContext* context) const {
     void* stream = nullptr;
     check(api.gpu_stream(context, &stream));
-    const std::string problem = kind == Kind::values ? split(context, stream)
-                                : kind == Kind::pool ? pool(context, stream)
-                                                     : convolve(context, stream);
+    const std::string problem = kind == Kind::values   ? split(context, stream)
+                                : kind == Kind::linear ? transform(context, stream)
+                                : kind == Kind::pool   ? pool(context, stream)
+                                                       : convolve(context, stream);
     if (!problem.empty()) throw Failed{api.create_status(kFail, problem.c_str())};
   }
 };
@@ -147,13 +177,13 @@ OrtStatus* create_kernel(const CustomOp* op, const OrtApi* table, const OrtKerne
       return static_cast<int>(value);
     };
     Kernel kernel{api, self(op).kind};
-    if (kernel.kind != Kind::values) {
+    if (kernel.kind != Kind::values && kernel.kind != Kind::linear) {
       kernel.window = {attribute("kernel_h", 1), attribute("kernel_w", 1)};
       kernel.stride = {attribute("stride_h", 1), attribute("stride_w", 1)};
       kernel.pad = {attribute("pad_h", 0), attribute("pad_w", 0)};
       kernel.split_output = attribute("split", 0) != 0;
     }
-    if (kernel.kind == Kind::convolution || kernel.kind == Kind::sum) {
+    if (kernel.kind != Kind::values && kernel.kind != Kind::pool) {
       kernel.relu = attribute("relu", 0) != 0;
     }
     if (kernel.kind == Kind::sum) kernel.split_residual = attribute("split_residual", 0) != 0;
@@ -170,12 +200,13 @@ SplitOp make_op(Kind kind) {
   SplitOp op{cuda_op(), kind};
   op.GetName = [](const CustomOp* o) {
     constexpr const char* names[] = {"SplitConvolution", "SplitConvolutionAdd", "SplitMaxPool",
-                                     "SplitValues"};
+                                     "SplitLinear", "SplitValues"};
     return names[static_cast<int>(self(o).kind)];
   };
   op.GetInputType = [](const CustomOp*, std::size_t) { return kFloat; };
   op.GetInputTypeCount = [](const CustomOp* o) -> std::size_t {
-    return self(o).kind == Kind::convolution ? 3 : self(o).kind == Kind::sum ? 4 : 1;
+    constexpr std::size_t counts[] = {3, 4, 1, 3, 1};
+    return counts[static_cast<int>(self(o).kind)];
   };
   op.GetOutputType = [](const CustomOp*, std::size_t) { return kFloat; };
   op.CreateKernelV2 = &create_kernel;
@@ -188,8 +219,9 @@ SplitOp make_op(Kind kind) {
 
 std::vector<const CustomOp*> split_ops() {
   static const SplitOp ops[] = {make_op(Kind::convolution), make_op(Kind::sum),
-                                make_op(Kind::pool), make_op(Kind::values)};
-  return {&ops[0], &ops[1], &ops[2], &ops[3]};
+                                make_op(Kind::pool), make_op(Kind::linear),
+                                make_op(Kind::values)};
+  return {&ops[0], &ops[1], &ops[2], &ops[3], &ops[4]};
 }
 
 }  // namespace s4d_ort

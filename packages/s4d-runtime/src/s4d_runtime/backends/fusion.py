@@ -9,24 +9,30 @@ from .fused_chains import DOMAIN, fuse_chains
 from .fused_convolutions import fuse_convolutions
 from .onnx_edit import EditableModel
 from .split_convolutions import split_convolutions
+from .split_linear import split_linear_layers
 
 __all__ = ["FusedModel", "fuse_model"]
 
 
 class FusedModel(NamedTuple):
-    """A model, what was fused in it, and how many convolutions were not."""
+    """A model, what was fused in it, and how many convolutions were not.
+
+    ``layers``: linear layers in split products.
+    """
 
     model: bytes
     convolutions: int = 0
     chains: int = 0
     others: int = 0
+    layers: int = 0
 
 
 def fuse_model(model: bytes, fp32x3: bool = False) -> FusedModel:
     """The model with fused operators, or the model itself where nothing fits.
 
     Args:
-        fp32x3: float32 convolutions as sums of half-precision products, see `split_convolutions`.
+        fp32x3: float32 convolutions and linear layers as sums of half-precision products, see
+            `split_convolutions`; not in graphs with half-precision convolutions.
     """
     try:
         return _fused(model, fp32x3)
@@ -41,9 +47,11 @@ def _fused(model: bytes, fp32x3: bool) -> FusedModel:
         return FusedModel(model)  # inner graphs read tensors without naming them as inputs
     chains = fuse_chains(graph)
     convolutions = fuse_convolutions(graph)
+    layers = 0
     if fp32x3 and not convolutions:
         convolutions = split_convolutions(graph)
-    if not (chains or convolutions):
+        layers = split_linear_layers(graph)
+    if not (chains or convolutions or layers):
         return FusedModel(model)
     others = sum(node.op_type == "Conv" for node in graph.nodes)
-    return FusedModel(graph.encode(DOMAIN), convolutions, chains, others)
+    return FusedModel(graph.encode(DOMAIN), convolutions, chains, others, layers)
