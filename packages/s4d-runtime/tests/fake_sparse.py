@@ -49,6 +49,13 @@ def write(features: tuple[int, str, float], values: np.ndarray, rows: int) -> No
         whole[: len(values), :channels] = values
 
 
+def halves_of(values: np.ndarray) -> np.ndarray:
+    """float32 rows as two halves a value: all high parts, then what they leave."""
+    high = np.clip(values, -65504, 65504).astype(np.float16)
+    rest = np.clip(values - high.astype(np.float32), -65504, 65504).astype(np.float16)
+    return np.concatenate([high, rest], 1)
+
+
 class FakeSparse:
     """What ``s4d_ops.sparse_cuda.native()`` returns."""
 
@@ -255,7 +262,7 @@ class FakeProgram:
     def do_convolve(
         self, features: Any, depth: int, out: int, weight: int, table: int, volume: int,
         count: int, capacity: int, scale: int, bias: int, residual: Any, add_ranges: Any,
-        activation: str, slope: float, output: Any, overlap: bool,
+        activation: str, slope: float, output: Any, halves: int, overlap: bool,
     ) -> None:  # fmt: skip
         number = min(int(ints(count, 1)[0]), capacity)
         entries = ints(table, volume, capacity)[:, :number]
@@ -278,7 +285,11 @@ class FakeProgram:
             residual=other, input_range=input_range, residual_range=residual[2],
             add_ranges=add_ranges, output_dtype=target, output_range=output[2],
         )  # fmt: skip
-        write(output, result, capacity)
+        if output[0]:
+            write(output, result, capacity)
+        if halves:
+            assert output[1] == "float32" and out % 8 == 0
+            write((halves, "float16", 0.0), halves_of(result), capacity)
 
     def do_convert_rows(
         self, source: Any, stride: int, order: int, count: int, capacity: int, channels: int,
@@ -292,9 +303,7 @@ class FakeProgram:
     ) -> None:
         number = min(int(ints(count, 1)[0]), capacity)
         values = matrix((source, "float32", 0.0), capacity, channels)[:number]
-        high = np.clip(values, -65504, 65504).astype(np.float16)
-        rest = np.clip(values - high.astype(np.float32), -65504, 65504).astype(np.float16)
-        write((to, "float16", 0.0), np.concatenate([high, rest], 1), capacity)
+        write((to, "float16", 0.0), halves_of(values), capacity)
 
     def do_add_rows(
         self, a: Any, b: Any, ranges: Any, count: int, capacity: int, channels: int,

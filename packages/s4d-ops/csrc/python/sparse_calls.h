@@ -114,12 +114,13 @@ class Program : public CallList {
   }
 
   // Weight, scale and bias are constants: complete before the program runs for the first time.
+  // `halves`: 0, or where the float32 output goes as two halves a value; then output may be 0.
   void convolution(const FeatureNumbers& input, int32_t in_channels, int32_t out_channels,
                    Address weight, Address table, int32_t volume, Address out_count,
                    int64_t capacity, Address scale, Address bias,
                    const FeatureNumbers& residual, std::pair<float, float> add_ranges,
                    const std::string& activation, float slope, const FeatureNumbers& output,
-                   bool overlap) {
+                   Address halves, bool overlap) {
     ConvolutionTask task;
     const Features from = features_of(input);
     task.type = from.type;
@@ -140,6 +141,7 @@ class Program : public CallList {
     task.activation = activation_of(activation);
     task.slope = slope;
     task.output = features_of(output);
+    task.halves = at(halves);
     task.overlap = overlap;
     add("convolve", [=](cudaStream_t s) { return convolve(task, s); });
   }

@@ -1,3 +1,5 @@
+#include <cstring>
+
 #include "sparse_check.h"
 
 namespace {
@@ -99,6 +101,9 @@ void check_convolution(const ConvolutionCase& c) {
   u.residual_range = t.residual_range;
   u.activation = c.activation;
   u.output = {out.get(), c.output, out_range};
+  const bool split = c.type != DType::f32 && c.output == DType::f32 && width % 8 == 0;
+  Array<__half> halves(split ? 2 * n * width : 0);
+  if (split) u.halves = halves.get();
   OK(dev::convolve(u, 0));
   bool clean = true;
   const auto got = values_of(c.output, out, n, width, out_range, &clean);
@@ -127,6 +132,23 @@ void check_convolution(const ConvolutionCase& c) {
                 c.rounding ? ", rounded" : "",
                 c.transposed ? ", transposed" : "", worst, top, steps);
   expect(clean && worst <= limit * top && steps <= got.size() / 200, name);
+  if (!split) return;
+  // The same values as two halves each, with and without the floats.
+  const auto first = halves.host();
+  halves.fill(0xff);
+  u.output.data = nullptr;
+  OK(dev::convolve(u, 0));
+  const auto second = halves.host();
+  size_t wrong = std::memcmp(first.data(), second.data(), first.size() * sizeof(__half)) != 0;
+  for (size_t i = 0; i < n * width; ++i) {
+    const size_t at = i / width * 2 * width + i % width;
+    const float high = __half2float(__float2half_rn(got[i]));
+    wrong += __half2float(first[at]) != high ||
+             __half2float(first[at + width]) != __half2float(__float2half_rn(got[i] - high));
+  }
+  std::snprintf(name, sizeof name, "halves of %d->%d %s: %zu wrong", c.in, c.out,
+                s4d::name(c.type), wrong);
+  expect(wrong == 0, name);
 }
 
 }  // namespace

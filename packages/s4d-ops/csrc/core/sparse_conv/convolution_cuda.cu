@@ -88,6 +88,10 @@ cudaError_t convolve(const ConvolutionTask& task, cudaStream_t stream) {
       task.capacity > INT32_MAX / 4) {
     return cudaErrorInvalidValue;
   }
+  if (task.halves && (task.type == DType::f32 || task.output.type != DType::f32 ||
+                      task.out_channels % 8 != 0)) {
+    return cudaErrorInvalidValue;
+  }
   if (task.capacity == 0) return cudaSuccess;
   if (task.type == DType::f32) return convolve_float(task, stream);
   const Device device = current_device();

@@ -56,6 +56,10 @@ struct ConvolutionTask {
   bool overlap = true;
 
   Features output;  // written, f32, f16 or i8; may be the residual's memory, never the input's
+  // With an f32 output of a multiple of 8 channels, on tensor cores: the output also as two halves a
+  // value, rows of 2 * out_channels: all high parts, then what they leave (split_rows makes the same
+  // of an f32 output). May be null; if not, output.data may be null.
+  void* halves = nullptr;
 };
 
 cudaError_t convolve(const ConvolutionTask& task, cudaStream_t stream);

@@ -83,10 +83,27 @@ static __device__ __noinline__ void activate(const TileTask& t, int column, floa
 
 static __device__ __noinline__ void store_floats(const TileTask& t, int64_t row, int column,
                                                  Floats8 run) {
-  float* to =
-      static_cast<float*>(const_cast<void*>(t.task.output.data)) + row * t.out_stride + column;
-  if (column < t.out_stride) reinterpret_cast<float4*>(to)[0] = run.low;
-  if (column + 4 < t.out_stride) reinterpret_cast<float4*>(to)[1] = run.high;
+  if (t.task.output.data) {
+    float* to =
+        static_cast<float*>(const_cast<void*>(t.task.output.data)) + row * t.out_stride + column;
+    if (column < t.out_stride) reinterpret_cast<float4*>(to)[0] = run.low;
+    if (column + 4 < t.out_stride) reinterpret_cast<float4*>(to)[1] = run.high;
+  }
+  const int channels = t.task.out_channels;
+  if (t.task.halves && column < channels) {
+    const float value[8] = {run.low.x,  run.low.y,  run.low.z,  run.low.w,
+                            run.high.x, run.high.y, run.high.z, run.high.w};
+    alignas(16) __half2 high[4], rest[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const __half2 a = halves_of(value[2 * j]), b = halves_of(value[2 * j + 1]);
+      high[j] = __lows2half2(a, b);
+      rest[j] = __highs2half2(a, b);
+    }
+    __half* to = static_cast<__half*>(t.task.halves) + row * 2 * channels + column;
+    *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(high);
+    *reinterpret_cast<uint4*>(to + channels) = *reinterpret_cast<const uint4*>(rest);
+  }
 }
 
 // Residual, rounding, activation and the store of 8 neighbouring columns.

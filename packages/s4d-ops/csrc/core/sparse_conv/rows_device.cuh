@@ -109,6 +109,14 @@ __device__ inline void store_run(int8_t* to, const float (&from)[N], float to_co
   }
 }
 
+// A float32 as two halves, 22 bits: the nearest one, and what it leaves.
+__device__ inline __half2 halves_of(float x) {
+  constexpr float kMost = 65504.0f;
+  const __half high = __float2half_rn(fminf(fmaxf(x, -kMost), kMost));
+  const float rest = fminf(fmaxf(x - __half2float(high), -kMost), kMost);
+  return __halves2half2(high, __float2half_rn(rest));
+}
+
 __device__ inline float activated(float x, Activation activation, float slope) {
   switch (activation) {
     case Activation::relu: return x < 0.0f ? 0.0f : x;  // NaN stays

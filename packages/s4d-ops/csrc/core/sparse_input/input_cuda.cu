@@ -4,6 +4,7 @@
 
 #include "../sparse_conv/convolution_cuda.h"
 #include "../sparse_conv/overlap.cuh"
+#include "../sparse_conv/rows_device.cuh"
 #include "input_cuda.h"
 
 namespace s4d::sparse::cuda {
@@ -34,13 +35,6 @@ __global__ void count_kernel(const Value* features, const int32_t* count, int64_
     found += !(fabsf(static_cast<float>(features[i])) < limit);
   }
   if (found) atomicAdd(bad, found);
-}
-
-__device__ __half2 halves_of(float x) {
-  constexpr float kMost = 65504.0f;
-  const __half high = __float2half_rn(fminf(fmaxf(x, -kMost), kMost));
-  const float rest = fminf(fmaxf(x - __half2float(high), -kMost), kMost);
-  return __halves2half2(high, __float2half_rn(rest));
 }
 
 // A thread takes four neighbouring channels.

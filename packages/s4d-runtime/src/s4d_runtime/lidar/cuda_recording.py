@@ -28,6 +28,20 @@ _SIZES = {"float32": 4, "float16": 2, "int8": 1}
 _FIRST = 1  # number of the first call, the tables of the input's level
 
 
+def _read_whole(plan: Plan, end: DenseEnd) -> set[str]:
+    """Tensors that are read as they are stored, not only as halves."""
+    read = {end.source}
+    for step in plan.steps:
+        if isinstance(step, AddStep):
+            read.update(name for name in (step.left, step.right) if name)
+        elif isinstance(step, ConvStep):
+            if step.residual:
+                read.add(step.residual)
+            if step.quantised:
+                read.add(step.node.source)
+    return read
+
+
 class Recording:
     """Tables and network for one batch size, grid and set of capacities, as calls over buffers.
 
@@ -66,6 +80,9 @@ class Recording:
         self._tables: dict[int, Buffer] = {}
         self._codes: dict[tuple[str, float], Buffer] = {}
         self._halves: dict[str, Buffer] = {}
+        self._makers: dict[str, int] = {}  # numbers of the convolutions that make the tensors
+        self._split: set[str] = set()  # tensors whose convolution writes the halves
+        self._read = _read_whole(plan, end) if not keep else None
         for buffer in (*(b for b, _ in self._maps), *self._rows):
             buffer.used_by(0)
         self._tensor(graph.source).used_by(0)
@@ -170,6 +187,7 @@ class Recording:
         if step.residual and self.plan.storage[step.residual].dtype == "int8":
             residual_range = 0.0  # rounded already, where it was stored
         target = self._tensor(step.target)
+        self._makers[step.target] = _FIRST + len(self._calls)
 
         def emit(program: Any) -> None:
             given = self._features(node.source)
@@ -181,11 +199,20 @@ class Recording:
                 self._count(table.target), self._rows_of(table.target), packed.scale, packed.bias,
                 self._features(step.residual) if step.residual else (0, "float32", 0.0),
                 (step.sum_range, residual_range), step.activation, 0.01,
-                self._features(step.target), number != self._meet,
+                *self._output(step.target), number != self._meet,
             )  # fmt: skip
 
         number = len(self._calls)
         self._record(emit, entries, made or source, residual, target)
+
+    def _output(self, name: str) -> tuple[tuple[int, str, float], int]:
+        """Where a convolution writes: the tensor, unless only its halves are read; its halves."""
+        features = self._features(name)
+        if name not in self._split:
+            return features, 0
+        if self._read is not None and name not in self._read:
+            features = (0, *features[1:])
+        return features, self._at(self._halves[name])
 
     def _record_codes(self, name: str, amax: float) -> Buffer:
         """int8 codes of a tensor that is stored in half or float32, made once."""
@@ -210,6 +237,10 @@ class Recording:
             width = self._native.padded_channels("float16", 2 * channels)
             buffer = self._buffer(f"{name} halves", 2 * width * self._rows_of(level))
             self._halves[name] = buffer
+            if name in self._makers and channels % 8 == 0:
+                self._split.add(name)
+                buffer.used_by(self._makers[name])
+                return buffer
             number = len(self._calls)
             self._record(
                 lambda program: program.split_rows(
