@@ -267,7 +267,7 @@ def test_command(tiny, tmp_path, capsys):
               str(tmp_path / "rules.json")]  # fmt: skip
     out = tmp_path / "a.s4d"
     assert main([*common, "-o", str(out)]) == 0
-    assert "engine against torch" in capsys.readouterr().out
+    assert "fp16 engine (first) against" in capsys.readouterr().out
     assert SparseEngine.load(out).voxel_rules == rules
     assert main([*common, "-o", str(out), "--precision", "int8", "--half", "conv0"]) == 0
     assert SparseEngine.load(out).precision == "int8"
@@ -275,6 +275,9 @@ def test_command(tiny, tmp_path, capsys):
     assert "conv0" in capsys.readouterr().out
     assert main(["lidar", str(save), "-o", str(out), "--precision", "int8"]) == 1
     assert "calibrate" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        assert main([*common, "-o", str(out), "--device", "cuda"]) == 1
+        assert "no CUDA device" in capsys.readouterr().err
 
 
 def test_command_takes_a_foreign_checkpoint(tmp_path, capsys):

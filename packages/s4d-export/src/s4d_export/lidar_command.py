@@ -53,11 +53,15 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _run(options: argparse.Namespace) -> int:
+    import torch
+
     from s4d_core.lidar import fold_batchnorm, load_encoder, read_encoder_checkpoint
 
-    from .errors import QuantizationError
+    from .errors import ExportError, QuantizationError
     from .lidar import calibrate, export_encoder, sensitivity, verify_export
 
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ExportError("torch finds no CUDA device here; leave --device at cpu")
     encoder = (
         load_encoder(options.checkpoint)
         if Path(options.checkpoint).is_dir()
@@ -82,7 +86,10 @@ def _run(options: argparse.Namespace) -> int:
     if frames:
         results = verify_export(encoder, path, frames[:8], device=options.device)
         worst = max(results, key=lambda r: r.relative)
-        print(f"engine against torch, worst of {len(results)} clouds:\n{worst.table()}")
+        print(
+            f"{options.precision} engine (first) against the checkpoint in float32 (second), worst "
+            f"of {len(results)} clouds:\n{worst.table()}"
+        )
     return 0
 
 
