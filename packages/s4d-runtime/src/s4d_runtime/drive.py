@@ -114,6 +114,12 @@ class Pictures:
         self._drawn.append(path)
         return path
 
+    @property
+    def film_names(self) -> str:
+        """The first film's path and how many more there are."""
+        more = len(self.films) - 1
+        return f"{self.films[0]}{f' and {more} more' if more else ''}" if self.films else ""
+
     def end_scene(self, name: str) -> None:
         """Make the film of the scene's pictures and begin anew."""
         from .render import write_gif, write_mp4
@@ -229,7 +235,7 @@ def drive(
     if pictures is not None:
         report.files["pictures"] = str(pictures.folder)
         if pictures.films:
-            report.files["film"] = str(pictures.films[0])
+            report.files["film"] = pictures.film_names
     report.files["run"] = str(out / "run.json")
     write_bytes(out / "run.json", json.dumps(vars(report), indent=2).encode() + b"\n")
     return report

@@ -83,8 +83,8 @@ class _Painter:
         self._pictures.end_scene(name)
 
     def close(self) -> str:
-        films = self._pictures.films
-        return f"{self._pictures.folder}{f'  film: {films[0]}' if films else ''}"
+        films = self._pictures.film_names
+        return f"{self._pictures.folder}{f'  film: {films}' if films else ''}"
 
 
 class _Recorder:
