@@ -225,3 +225,19 @@ def test_skipped_and_empty_frames_are_drawn(made_dataset):
     frame = dataset.frame(dataset.scenes[0].samples[0], (*CAMERA_ORDER[:5], "CAM_NONE"))
     picture = Renderer(cell_width=200).draw(View(frame, (*CAMERA_ORDER[:5], "CAM_NONE")))
     assert picture.width > 600
+
+
+def test_interrupted(artifact, monkeypatch, capsys):
+    """Also in the middle of importing a native module, which hides the interrupt."""
+
+    def import_fails(*arguments, **options):
+        raise ImportError("initialization failed") from KeyboardInterrupt()
+
+    def interrupts(*arguments, **options):
+        raise KeyboardInterrupt
+
+    for load in (import_fails, interrupts):
+        monkeypatch.setattr(Pipeline, "load", load)
+        assert main(["bench", str(artifact)]) == 130
+        assert capsys.readouterr().err == "interrupted\n"
+    assert main(["bench", "--no-such-option"]) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ import pytest
 import s4d_runtime.pipeline as pipeline_module
 from s4d_runtime import Camera, Frame, FramePolicy, Pipeline
 from s4d_runtime.errors import (
+    BackendError,
     BadOutputError,
     CalibrationError,
     CameraCountError,
@@ -423,3 +425,43 @@ def test_camera_takes_lists(pipeline, frames):
     frame = next(frames)
     plain = [Camera(c.intrinsic.tolist(), c.lidar2camera.tolist()) for c in frame.cameras]
     assert len(pipeline(replace(frame, cameras=plain))) == 6
+
+
+def test_a_closed_pipeline_says_so(artifact, frames):
+    pipeline = Pipeline.load(artifact, threads=1)
+    pipeline.close()
+    pipeline.close()
+    for action in (
+        lambda: pipeline(next(frames)),
+        lambda: pipeline.prepare(0, next(frames).images[0]),
+        lambda: pipeline.image_buffers([(90, 160)]),
+        pipeline.reset,
+    ):
+        with pytest.raises(BackendError, match="closed; load the artifact again"):
+            action()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_is_refused_and_can_load_its_own(artifact, pipeline, frames):
+    expected = pipeline(next(frames))
+    frame = next(frames)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            pipeline(frame)
+        except BackendError as error:
+            pipeline.close()  # touches nothing of the parent's
+            os.write(write, str(error).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as answer:
+        assert "loaded in process" in answer.read()
+    assert os.waitpid(child, 0)[1] == 0
+    assert expected is not None and pipeline(frame) is not None
+
+
+@pytest.mark.parametrize("threads", (-1, 1.5))
+def test_impossible_threads(artifact, threads):
+    with pytest.raises(BackendError, match="threads as a number of 0 or more"):
+        Pipeline.load(artifact, threads=threads)

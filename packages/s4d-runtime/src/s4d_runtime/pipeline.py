@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,10 +21,11 @@ from .frame import Detections, Frame
 from .geometry import lidar2img
 from .image_input import PreparedImage
 from .policy import FramePolicy
-from .report import FrameReport
+from .report import FrameReport, log_event
 from .stats import Stats, StopWatch
 from .timeline import Step, Timeline
 from .track_ids import RENUMBER_ABOVE, TrackIds
+from .turns import Turns
 
 __all__ = ["FrameReport", "Pipeline"]
 
@@ -62,7 +62,7 @@ class Pipeline:
         self._timeline = Timeline(policy, self.manifest.thresholds.max_time_interval)
         self._ids = TrackIds()
         self._admission = Admission(backend, policy)
-        self._lock = threading.Lock()
+        self._turns = Turns()
 
     @classmethod
     def load(
@@ -133,7 +133,7 @@ class Pipeline:
 
     def reset(self) -> None:
         """Forget the past, at once: the next frame is a first one and track ids start at 0."""
-        with self._lock:
+        with self._turns:
             self._forget()
             self._ids = TrackIds()
 
@@ -152,6 +152,7 @@ class Pipeline:
             ImageError: the image is not as it should be, or there is no such camera.
             BackendError: the engine failed.
         """
+        self._turns.check()
         index, checked, plan = self._admission.image(camera, image)
         if plan is None:
             assert isinstance(checked, PreparedImage)
@@ -167,6 +168,7 @@ class Pipeline:
         Raises:
             DeviceMemoryError: there is no memory left for them.
         """
+        self._turns.check()
         return self._backend.pinned_images(sizes)
 
     def __call__(self, frame: Frame) -> Detections | None:
@@ -182,7 +184,7 @@ class Pipeline:
             BadOutputError: the network gave NaN or infinite values. The past is forgotten.
             BackendError: the engine failed; the state is as it was.
         """
-        with self._lock:
+        with self._turns:
             watch = StopWatch()
             try:
                 checked, plans = self._admission.frame(frame)
@@ -201,7 +203,7 @@ class Pipeline:
 
     def close(self) -> None:
         """Give the engine's memory back. The pipeline cannot be used afterwards."""
-        with self._lock:
+        if self._turns.end():
             self._backend.close()
 
     def __enter__(self) -> Pipeline:
@@ -271,12 +273,11 @@ class Pipeline:
 
     def _refuse(self, refusal: Refusal) -> None:
         """Note a skipped frame, or raise, by the policy."""
-        skipped = self.policy.action(refusal.cause) == "skip"
-        if skipped:
+        if self.policy.action(refusal.cause) == "skip":
             self.stats.counters["skipped"] += 1
             self.stats.counters[f"cause.{refusal.cause}"] += 1
             self.last = FrameReport("skipped", refusal.cause, str(refusal.error))
-            self._warn("frame skipped", refusal.cause, str(refusal.error))
+            log_event("frame skipped", refusal.cause, str(refusal.error))
             return
         self._fail(refusal.cause, refusal.error)
         raise refusal.error from None
@@ -285,7 +286,7 @@ class Pipeline:
         self.stats.counters["refused"] += 1
         self.stats.counters[f"cause.{cause}"] += 1
         self.last = FrameReport("error", cause, str(error))
-        self._warn("frame refused", cause, str(error))
+        log_event("frame refused", cause, str(error))
 
     def _report(self, step: Step, watch: StopWatch) -> None:
         outcome = "ok"
@@ -294,11 +295,6 @@ class Pipeline:
             self.stats.counters[outcome] += 1
         if step.cause is not None:
             self.stats.counters[f"cause.{step.cause}"] += 1
-            self._warn("past dropped", step.cause, "")
+            log_event("past dropped", step.cause, "")
         self.stats.record(watch.milliseconds)
         self.last = FrameReport(outcome, step.cause, "", watch.milliseconds)
-
-    def _warn(self, what: str, cause: str, message: str) -> None:
-        log.warning(
-            "%s (%s) %s", what, cause, message, extra={"s4d": {"event": what, "cause": cause}}
-        )

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from s4d_ops.image import ResizeCrop, resize_crop
 
 from ..artifact import Artifact, Manifest
+from ..errors import BackendError
 from ..image_input import DeviceImage, ImageInput, PreparedImage
 
 __all__ = ["Backend", "EngineOptions"]
@@ -43,6 +44,10 @@ class EngineOptions:
     cuda_graph: bool = True
     fuse: bool = True
     fp32x3: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.threads, int) or self.threads < 0:
+            raise BackendError(f"expected threads as a number of 0 or more, got {self.threads!r}")
 
 
 class Backend(ABC):

@@ -28,13 +28,11 @@ COMMANDS: list[tuple[str, str, str]] = [
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand. Returns 0, 1 after an error, 2 after wrong usage, 130 if interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser(arguments)
     try:
-        args = parser.parse_args(arguments)
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 2
-    try:
+        args = _parser(arguments).parse_args(arguments)
         return int(args.run(args))
+    except SystemExit as stop:  # from argparse
+        return stop.code if isinstance(stop.code, int) else 2
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -47,9 +45,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print(f"error: {error}", file=sys.stderr)
         return 1
+    except ImportError as error:
+        if not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
+        return _interrupted()  # while a native module, ONNX Runtime for one, was imported
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return _interrupted()
+
+
+def _interrupted() -> int:
+    print("interrupted", file=sys.stderr)
+    return 130
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
