@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ..errors import EvaluationError
     from ..evaluation.run import EvalOptions, evaluate
+    from ..evaluation.table import metrics_table
     from ..trainer.ranks import started
 
     source = Path(args.source)
@@ -83,7 +84,9 @@ def run(args: argparse.Namespace) -> int:
         show=not args.no_progress,
     )
     with started(args.device) as ranks:
-        evaluate(source, options, ranks)
+        merged = evaluate(source, options, ranks)
+        if merged:
+            print(metrics_table(merged))
         if ranks.first:
             print(options.out)
     return 0

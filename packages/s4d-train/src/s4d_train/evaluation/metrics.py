@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import math
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ def evaluate_results(
     scenes: Sequence[str],
     detection: Path | str | None = None,
     tracking: Path | str | None = None,
-    verbose: bool = False,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Metrics of result files in the devkit's submission format.
 
@@ -40,6 +41,8 @@ def evaluate_results(
         version: name of its table folder, such as `v1.0-mini`.
         scenes: names of the scenes to evaluate on. All their keyframes need an entry, maybe empty.
         detection, tracking: the two result files; one that is None is not evaluated.
+
+        progress: say on stderr what is being computed.
 
     Returns:
         `detection` and `tracking`: what the devkit reports for each, and `summary`: the main
@@ -53,7 +56,9 @@ def evaluate_results(
         parts = (("detection", detection, _detect), ("tracking", tracking, _track))
         for name, file, run in parts:
             if file is not None:
-                merged[name] = _run(run, name, view, version, Path(file), verbose)
+                if progress:
+                    print(f"{name} metrics, scenes: {len(scenes)}", file=sys.stderr, flush=True)
+                merged[name] = _run(run, name, view, version, Path(file))
     merged["summary"] = summary(merged)
     return _plain(merged)
 
@@ -79,12 +84,11 @@ def summary(merged: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _run(
-    run: Callable[[Path, str, Path, Path, bool], dict[str, Any]],
+    run: Callable[[Path, str, Path, Path], dict[str, Any]],
     name: str,
     view: Path,
     version: str,
     file: Path,
-    verbose: bool,
 ) -> dict[str, Any]:
     content = _read(file)
     lost = _missing_samples(view, version, content["results"])
@@ -99,10 +103,10 @@ def _run(
             content["results"] = _with_far_box(content["results"], name)
             file = out / "results.json"
             file.write_text(json.dumps(content))
-        quiet = io.StringIO()
-        with contextlib.redirect_stdout(quiet) if not verbose else contextlib.nullcontext():
+        said = io.StringIO()  # the devkit's own lines and bars
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             try:
-                return run(view, version, file, out, verbose)
+                return run(view, version, file, out)
             except Exception as error:
                 if "Invalid box type" in str(error):
                     return _nothing_to_find(name)
@@ -113,24 +117,24 @@ def _run(
                 raise
 
 
-def _detect(view: Path, version: str, file: Path, out: Path, verbose: bool) -> dict[str, Any]:
+def _detect(view: Path, version: str, file: Path, out: Path) -> dict[str, Any]:
     from nuscenes import NuScenes
     from nuscenes.eval.common.config import config_factory
     from nuscenes.eval.detection.evaluate import DetectionEval
 
-    nusc = NuScenes(version=version, dataroot=str(view), verbose=verbose)
-    run = DetectionEval(nusc, config_factory(DETECTION), str(file), SPLIT, str(out), verbose)
+    nusc = NuScenes(version=version, dataroot=str(view), verbose=False)
+    run = DetectionEval(nusc, config_factory(DETECTION), str(file), SPLIT, str(out), verbose=False)
     metrics, _ = run.evaluate()
     present = sorted({box.detection_name for box in run.gt_boxes.all})
     return {**metrics.serialize(), "classes_present": present}
 
 
-def _track(view: Path, version: str, file: Path, out: Path, verbose: bool) -> dict[str, Any]:
+def _track(view: Path, version: str, file: Path, out: Path) -> dict[str, Any]:
     from nuscenes.eval.common.config import config_factory
     from nuscenes.eval.tracking.evaluate import TrackingEval
 
     config = config_factory(TRACKING)
-    run = TrackingEval(config, str(file), SPLIT, str(out), version, str(view), verbose)
+    run = TrackingEval(config, str(file), SPLIT, str(out), version, str(view), verbose=False)
     metrics, _ = run.evaluate()
     return dict(metrics.serialize())
 

@@ -14,7 +14,6 @@ from .found import Found
 from .metrics import evaluate_results
 from .predict import check_artifact, chosen_scenes, predict_artifact, predict_checkpoint
 from .submit import write_submission
-from .table import metrics_table
 
 INDEX = "index"
 METRICS = "metrics.json"
@@ -36,6 +35,7 @@ class EvalOptions:
         tracking: evaluate tracking too.
         tracking_threshold: boxes with a lower score are left out of the tracking results.
         metrics: compute metrics; False only writes the results.
+        show: progress on stderr.
     """
 
     data: Path
@@ -92,11 +92,10 @@ def evaluate(source: Path, options: EvalOptions, ranks: Ranks) -> dict[str, Any]
         chosen_scenes(index, split),
         files[0],
         files[1] if options.tracking else None,
+        progress=options.show,
     )
     merged = {"source": source.name, "split": split, **merged}
     _write(options.out / METRICS, json.dumps(merged, indent=2) + "\n")
-    if options.show:
-        print(metrics_table(merged))
     return merged
 
 

@@ -7,11 +7,14 @@ from typing import Any
 
 ERRORS = ("trans_err", "scale_err", "orient_err", "vel_err", "attr_err")
 TRACKING = ("amota", "amotp", "recall", "mota", "ids", "frag")
+COUNTS = ("ids", "frag")
 
 
 def metrics_table(merged: Mapping[str, Any]) -> str:
     """Summary line and one row per class for detection and tracking, as they are present."""
-    parts = ["  ".join(f"{k} {_number(v)}" for k, v in merged["summary"].items())]
+    parts = [
+        "  ".join(f"{k} {_number(v, k.lower() in COUNTS)}" for k, v in merged["summary"].items())
+    ]
     if "detection" in merged:
         found = merged["detection"]
         rows = [
@@ -29,12 +32,14 @@ def metrics_table(merged: Mapping[str, Any]) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     lines = [f"{head[0]:<22}" + "".join(f"{h:>9}" for h in head[1:])]
+    counts = [column.lower() in COUNTS for column in head[1:]]
     for name, *values in rows:
-        lines.append(f"{name:<22}" + "".join(f"{_number(v):>9}" for v in values))
+        texts = [_number(v, count) for v, count in zip(values, counts, strict=True)]
+        lines.append(f"{name:<22}" + "".join(f"{text:>9}" for text in texts))
     return "\n".join(lines)
 
 
-def _number(value: Any) -> str:
+def _number(value: Any, count: bool) -> str:
     if value is None:
         return "-"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return f"{value:.{0 if count else 4}f}" if isinstance(value, float) else str(value)
