@@ -226,6 +226,11 @@ BROKEN = {
         "bad_pose",
     ),
     "NaN time": (lambda f: replace(f, timestamp=float("nan")), TimestampError, "bad_time"),
+    "time in microseconds": (
+        lambda f: replace(f, timestamp=1532402927647951),
+        TimestampError,
+        "bad_time",
+    ),
     "time is text": (lambda f: replace(f, timestamp="now"), TimestampError, "bad_time"),
     "time stands still": (
         lambda f: replace(f, timestamp=f.timestamp - 0.5),

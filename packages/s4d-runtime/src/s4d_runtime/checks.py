@@ -29,6 +29,7 @@ Borrow = Callable[[Any], "DeviceImage | None"]
 
 MAX_SIDE = 16384  # pixels
 MAX_POSITION = 1e8  # metres from the world's origin: beyond, float64 loses the millimetre
+MAX_SECONDS = 1e11  # the year 5138; smaller units of today's time lie above
 
 
 class CheckedFrame:
@@ -109,6 +110,14 @@ def _time(value: Any, name: str) -> float:
     if not math.isfinite(seconds):
         raise Refusal(
             "bad_time", TimestampError(f"expected {name} in finite seconds, got {_brief(value)}")
+        )
+    if abs(seconds) > MAX_SECONDS:
+        raise Refusal(
+            "bad_time",
+            TimestampError(
+                f"expected {name} in seconds, got {_brief(value)}, more than three thousand years: "
+                "milliseconds, microseconds or nanoseconds? Divide first"
+            ),
         )
     return seconds
 
