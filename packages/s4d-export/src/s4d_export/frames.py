@@ -80,7 +80,10 @@ def _motion(speed: float, yaw_rate: float, seconds: float) -> NDArray[np.float64
 
 
 def random_frames(config: Sparse4DConfig, count: int, seed: int = 0) -> Iterator[GraphFrame]:
-    """Seeded frames without any data set: smooth random pictures from a ring of cameras."""
+    """Seeded frames without any data set: smooth random pictures from a ring of cameras.
+
+    The vehicle moves in a curve; a gap in time comes in the middle, a reset at three quarters.
+    """
     rng = np.random.default_rng(seed)
     lidar2img = _camera_ring(config)
     height, width = config.image.size

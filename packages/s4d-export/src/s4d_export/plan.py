@@ -25,7 +25,7 @@ class Rule:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PrecisionPlan:
     """Rules in order; the last that matches a node decides, and without one it is float32.
 
@@ -34,6 +34,9 @@ class PrecisionPlan:
     """
 
     rules: tuple[Rule, ...]
+
+    def __repr__(self) -> str:  # short: it is a default in signatures that `help` prints
+        return f"PrecisionPlan({len(self.rules)} rules)"
 
     def rule_for(self, node_name: str) -> Rule | None:
         """The rule that decides about a node, if any does."""

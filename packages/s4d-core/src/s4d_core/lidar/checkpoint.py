@@ -102,6 +102,12 @@ def convert_encoder_checkpoint(
 ) -> Path:
     """Convert a foreign checkpoint (:func:`read_encoder_checkpoint`) once, into a folder.
 
+    Args:
+        source: the ``.pth`` file.
+        folder: where to; :func:`load_encoder` reads it.
+        model: name or config of the encoder that was trained.
+        layout: order of the weights, "spconv1" or "spconv2"; "auto" tells by the shapes.
+
     Raises:
         CheckpointError: unreadable file, or weights that do not fit ``model``.
     """

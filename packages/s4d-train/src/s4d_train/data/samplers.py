@@ -43,7 +43,7 @@ class Draw:
 
 
 def scene_rows(index: DriveIndex, split: str | None) -> list[Rows]:
-    """Rows of every scene of a split, in time."""
+    """Rows of every scene of a split, in time: one int64 array a scene; None is every scene."""
     rows = index.samples(split)
     if not len(rows):
         return []
@@ -52,7 +52,11 @@ def scene_rows(index: DriveIndex, split: str | None) -> list[Rows]:
 
 
 def sequence_rows(index: DriveIndex, split: str | None, parts: int) -> list[Rows]:
-    """Training sequences: every scene cut into ``parts`` nearly equal pieces, 0 = single frames."""
+    """Training sequences: every scene cut into ``parts`` nearly equal pieces, 0 = single frames.
+
+    Returns:
+        one array of rows a sequence, as ``SequenceSampler`` takes them.
+    """
     pieces: list[Rows] = []
     for rows in scene_rows(index, split):
         count = len(rows) if parts == 0 else min(parts, len(rows))
