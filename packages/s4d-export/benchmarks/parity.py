@@ -40,7 +40,7 @@ def main() -> int:
     from s4d_core import load_checkpoint, save_checkpoint
     from s4d_export import export_graph, nuscenes_frames, random_frames, verify
     from s4d_export.rollout import Recorded, TorchRunner
-    from s4d_export.verification import format_result
+    from s4d_export.verification_report import format_result
 
     torch.set_num_threads(options.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

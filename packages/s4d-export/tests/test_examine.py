@@ -19,7 +19,8 @@ from s4d_export.nearness import relative_error
 from s4d_export.rollout import record_feeds
 from s4d_export.session import GraphSession
 from s4d_export.stages import compare_stages, stage_modules, stage_tensors
-from s4d_export.verification import examine, format_examination
+from s4d_export.verification import examine
+from s4d_export.verification_report import format_examination
 from s4d_runtime.backends import BACKENDS
 
 

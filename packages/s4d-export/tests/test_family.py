@@ -76,9 +76,9 @@ def test_export_and_roll_out(tmp_path: Path, name: str, op: str, state: set[str]
     path, model = write(tmp_path, config, op)
     result = verify(model, path, random_frames(config, 8, seed=1), backend="onnxruntime-cpu")
     assert result["passed"], result["reasons"]
-    assert result["tensors"]["boxes"]["max"] < 1e-3
+    assert result["step"]["tensors"]["boxes"]["max"] < 1e-3
     if "maps" in state:
-        assert result["tensors"]["next_maps"]["cosine"] > 1 - 1e-9
+        assert result["step"]["tensors"]["next_maps"]["cosine"] > 1 - 1e-9
     with Pipeline.load(path, backend="onnxruntime-cpu") as pipeline:
         assert pipeline.manifest.state == {f"state_{n}": f"next_{n}" for n in state}
         found = [pipeline(frame(config, k)) for k in range(4)]

@@ -21,7 +21,7 @@ from s4d_export.comparison import TOLERANCES, Comparison
 from s4d_export.frames import frame_inputs, timeline
 from s4d_export.matching import Rows, match_rows
 from s4d_export.rollout import TorchRunner
-from s4d_export.verification import format_result
+from s4d_export.verification_report import format_result
 from s4d_runtime.artifact import read_artifact
 
 
@@ -30,12 +30,15 @@ def test_eight_frames_with_gap_and_reset(exported, op):
     result = verify(exported.model, exported.artifacts[op], random_frames(exported.model.config, 8))
     print(format_result(result))
     assert result["passed"], result["reasons"]
-    assert result["frames"] == 8 and result["unmatched"] == 0
-    assert result["tensors"]["boxes"]["max"] <= 1e-3
-    assert result["tensors"]["boxes"]["p99.9"] <= 1e-4
-    assert result["tensors"]["next_feature"]["cosine"] > 1 - 1e-6
-    assert result["ids"]["wrong"] == 0
-    assert result["ids"]["equal"] > 0.98 * sum(result["ids"].values())
+    step, free = result["step"], result["rollout"]
+    assert result["frames"] == 8 and step["unmatched"] == 0
+    for tensors, limit in ((step["tensors"], 1e-5), (free["tensors"], 1e-4)):
+        assert tensors["boxes"]["max"] <= 1e-3
+        assert tensors["boxes"]["p99.9"] <= limit
+        assert tensors["next_feature"]["cosine"] > 1 - 1e-6
+    assert step["ids"]["wrong"] == 0
+    assert step["ids"]["equal"] > 0.98 * sum(step["ids"].values())
+    assert free["judged"] >= 80 and free["lost"] == free["added"] == free["switches"] == 0
 
 
 def test_the_sequence_has_motion_a_gap_and_a_reset(exported):
@@ -66,6 +69,7 @@ def test_a_doctored_artifact_fails(exported, tmp_path):
     save_artifact(path, model, build_manifest(config, "doctored", "plugin", "fp32"))
     result = verify(exported.model, path, random_frames(config, 3))
     assert not result["passed"] and "boxes" in result["reasons"][0]
+    assert result["rollout"]["tensors"].keys() == result["step"]["tensors"].keys()
     assert "FAILED" in format_result(result)
     json.dumps(result)
 

@@ -190,7 +190,8 @@ def _onnx(options: argparse.Namespace) -> int:
     if not options.verify:
         return 0
     from .frames import random_frames
-    from .verification import format_result, verify
+    from .verification import verify
+    from .verification_report import format_result
 
     result = verify(model, path, random_frames(model.config, 8), progress=sys.stderr.isatty())
     print(format_result(result))
@@ -220,7 +221,8 @@ def _verify(options: argparse.Namespace) -> int:
     from s4d_core import load_checkpoint
 
     from .frames import nuscenes_frames, random_frames
-    from .verification import examine, format_examination
+    from .verification import examine
+    from .verification_report import format_examination
 
     model = load_checkpoint(options.checkpoint)
     if options.data:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +22,7 @@ from .deployed import DeployedModel
 from .frames import GraphFrame, frame_inputs
 from .session import GraphSession
 
-__all__ = ["EngineRunner", "Recorded", "Runner", "TorchRunner", "record_feeds"]
+__all__ = ["EngineRunner", "Outputs", "Recorded", "Runner", "TorchRunner", "record_feeds"]
 
 Outputs = dict[str, NDArray[Any]]
 
@@ -136,8 +136,14 @@ class EngineRunner:
         self._engine.clear_state()
         self._previous: GraphFrame | None = None
 
-    def step(self, frame: GraphFrame) -> Outputs:
-        """Run one frame and make its state current."""
+    def step(self, frame: GraphFrame, state: Mapping[str, NDArray[Any]] | None = None) -> Outputs:
+        """Run one frame and make its state current.
+
+        Args:
+            state: what to start from instead of the engine's own state, by input name.
+        """
+        for name, value in (state or {}).items():
+            self._engine.write_state(name, value)
         for name, value in frame_inputs(frame, self._previous).items():
             self._engine.buffer(name)[...] = value
         start = time.perf_counter()

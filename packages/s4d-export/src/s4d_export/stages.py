@@ -17,9 +17,9 @@ from torch import nn
 
 from s4d_core import Sparse4D
 
-from .comparison import Errors, Tolerance
 from .deployed import DeployedModel
 from .errors import VerificationError
+from .figures import Errors, Tolerance
 from .frames import GraphFrame, frame_inputs
 from .matching import Rows, match_rows
 from .session import GraphSession

@@ -1,4 +1,9 @@
-"""Does the artifact compute what the checkpoint computes? A roll-out of both, compared."""
+"""Does the artifact compute what the checkpoint computes? Both are run and compared, twice.
+
+Once step by step: every frame starts from the state of the checkpoint's own run, so the engine's
+error is seen before anything amplifies it, and is judged strictly. And once as a free roll-out:
+each side feeds its own state back, and what is judged is that the same objects are followed.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +24,12 @@ from .divergence import LIMITS, first_divergence
 from .errors import VerificationError
 from .frames import GraphFrame
 from .inspection import load_graph
-from .rollout import EngineRunner, Recorded, Runner, TorchRunner, record_feeds
+from .rollout import EngineRunner, Outputs, Recorded, Runner, TorchRunner, record_feeds
 from .stages import compare_stages
 from .tracing import export_graph
+from .tracks import TRACK_LIMITS, TrackComparison, TrackLimits
 
-__all__ = ["examine", "format_examination", "format_result", "verify"]
+__all__ = ["examine", "verify"]
 
 
 def verify(
@@ -35,20 +41,25 @@ def verify(
     tolerance: Tolerance | None = None,
     progress: bool = False,
     reference: Runner | None = None,
+    limits: TrackLimits | None = None,
 ) -> dict[str, Any]:
     """Run the model in torch and the artifact in the runtime's engine, frame by frame.
 
-    Each side feeds its own state back; nothing is handed from one to the other.
+    The engine is loaded twice: one starts every frame from the model's state, the other keeps its
+    own, and nothing is handed to it.
 
     Args:
         model: the loaded checkpoint, the reference (float32).
         artifact: path of ``NAME.s4d``.
         frames: see ``frames``; reset frames restart the tracks on both sides.
-        tolerance: default by the artifact's precision.
+        tolerance: of the steps; default by the artifact's precision.
         reference: what stands for the model instead of torch, such as ``rollout.Recorded``.
+        limits: of the roll-out; default by the artifact's precision.
 
     Returns:
-        ``Comparison.result`` with names and milliseconds of both sides; ``passed`` is the verdict.
+        ``step`` as ``Comparison.result``, ``rollout`` as ``TrackComparison.result`` with
+        ``tensors``, the errors row by row, which are not judged; names and milliseconds of both
+        sides; ``passed`` is the verdict over both, ``reasons`` says why not.
 
     Raises:
         VerificationError: the artifact was made from another configuration.
@@ -57,26 +68,49 @@ def verify(
     with read_artifact(artifact) as opened:
         manifest = opened.manifest
         _check_same_model(model, manifest)
-        engine = EngineRunner(opened, backend, threads)
+        free = EngineRunner(opened, backend, threads)
+        # A model without memory is the same both ways.
+        step = EngineRunner(opened, backend, threads) if manifest.state else None
     torch_side = reference or TorchRunner(model)
-    comparison = Comparison(tolerance or TOLERANCES[manifest.precision])
+    strict = tolerance or TOLERANCES[manifest.precision]
+    steps, rows = Comparison(strict), Comparison(strict)
+    tracks = TrackComparison(limits or TRACK_LIMITS[manifest.precision])
+    before: Outputs | None = None
     try:
         for frame in tqdm(frames, desc="verify", unit="frame", disable=not progress):
             if frame.reset:
-                comparison.reset()
-            comparison.add(torch_side.step(frame), engine.step(frame))
+                rows.reset()
+                tracks.reset()
+            expected, got = torch_side.step(frame), free.step(frame)
+            rows.add(expected, got)
+            tracks.add(expected, got)
+            if step is not None:
+                given = before and {name: before[out] for name, out in manifest.state.items()}
+                got = step.step(frame, given)
+            steps.reset(before["next_track_id"] if before and "next_track_id" in before else ())
+            steps.add(expected, got)
+            before = expected
     finally:
-        engine.close()
-    result = comparison.result()
-    result.update(
-        artifact=manifest.name,
-        precision=manifest.precision,
-        op=manifest.op,
-        reference=torch_side.name,
-        candidate=engine.name,
-        milliseconds={side.name: _median(side.milliseconds) for side in (torch_side, engine)},
-    )
-    return result
+        free.close()
+        if step is not None:
+            step.close()
+    one, all_frames = steps.result(), tracks.result()
+    all_frames["tensors"] = rows.result()["tensors"]
+    reasons = [f"step: {reason}" for reason in one["reasons"]]
+    reasons += [f"roll-out: {reason}" for reason in all_frames["reasons"]]
+    return {
+        "passed": not reasons,
+        "reasons": reasons,
+        "artifact": manifest.name,
+        "precision": manifest.precision,
+        "op": manifest.op,
+        "reference": torch_side.name,
+        "candidate": free.name,
+        "frames": steps.frames,
+        "step": one,
+        "rollout": all_frames,
+        "milliseconds": {side.name: _median(side.milliseconds) for side in (torch_side, free)},
+    }
 
 
 def examine(
@@ -195,61 +229,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return value
-
-
-def format_examination(result: dict[str, Any]) -> str:
-    """All runs as tables for people."""
-    parts = []
-    for run in result["runs"]:
-        lines = [format_result(run)]
-        if "stages" in run:
-            lines.append(f"{'result of module':40} {'max abs':>10} {'p99.9':>10} {'cosine':>12}")
-            lines += [
-                f"{row['stage']:40} {row['max']:10.3g} {row['p99.9']:10.3g} {row['cosine']:12.9f}"
-                + (f"  {row['unmatched']} rows without partner" if row.get("unmatched") else "")
-                for row in run["stages"]
-            ]
-        if "divergence" in run:
-            lines.append(_format_divergence(run["divergence"]))
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
-
-
-def _format_divergence(found: dict[str, Any] | None) -> str:
-    if found is None:
-        return "no tensor diverges from the checkpoint's own export"
-    inputs = ", ".join(f"{name} {error:.2g}" for name, error in found["inputs"].items())
-    return (
-        f"first diverging tensor (frame {found['frame']}): {found['tensor']}, error "
-        f"{found['error']:.3g} of its norm (limit {found['limit']:g}), node {found['node']}, "
-        f"module {found['module']}; its inputs: {inputs or 'none compared'}"
-        + (f"; {', '.join(found['changed'])}" if found["changed"] else "")
-    )
-
-
-def format_result(result: dict[str, Any]) -> str:
-    """The result as a table for people."""
-    lines = [
-        f"{result['candidate']} ({result['artifact']}, {result['precision']}, op {result['op']}) "
-        f"against {result['reference']}, {result['frames']} frames",
-        f"{'output':18} {'max abs':>11} {'p99.9':>11} {'mean':>11} {'cosine':>12}",
-    ]
-    for name, row in result["tensors"].items():
-        lines.append(
-            f"{name:18} {row['max']:11.3g} {row['p99.9']:11.3g} {row['mean']:11.3g} "
-            f"{row['cosine']:12.9f}"
-        )
-    ids = result["ids"]
-    lines.append(
-        f"rows {result['rows']}, without counterpart {result['unmatched']} "
-        f"(ties at the end of a list: {result['ties_at_the_cut']}), "
-        f"labels differ {result['labels_wrong']}"
-    )
-    lines.append(
-        f"track ids: {ids['equal']} equal, {ids['renamed']} exchanged by a tie, "
-        f"{ids['wrong']} wrong"
-    )
-    times = ", ".join(f"{name} {value:.1f} ms" for name, value in result["milliseconds"].items())
-    lines.append(f"median per frame: {times}")
-    lines.append("PASSED" if result["passed"] else "FAILED: " + "; ".join(result["reasons"]))
-    return "\n".join(lines)
