@@ -224,6 +224,19 @@ def test_qat_recovers_what_clipping_cost(tiny, tmp_path):
         layer.name for layer in encoder_layers(student)
     }
 
+    # Layers that stay half, as by default: a student carries no ranges of theirs.
+    part = calibrate(tiny, frames)
+    assert part.half
+    kept = ranges_of(prepare_qat(copy.deepcopy(tiny), part))
+    assert kept.half == part.half and not set(kept.adds) & kept.half
+    maps = [
+        SparseEngine.load(export_encoder(tiny, tmp_path / f"{name}.s4d", chosen))(
+            data.features, data.indices
+        )
+        for name, chosen in (("calibrated", part), ("trained", kept))
+    ]
+    np.testing.assert_array_equal(*maps)
+
 
 def test_errors_are_named(tiny, tmp_path):
     with pytest.raises(ExportError, match="fold"):

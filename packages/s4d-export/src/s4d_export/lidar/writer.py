@@ -146,13 +146,13 @@ def _add_attributes(
 ) -> dict[str, object]:
     if ranges is None:
         return {}
-    left, right = ranges.adds[layer.name]
-    return {
-        "input0_dynamic_range": left,
-        "input1_dynamic_range": right,
-        "precision": "fp16" if layer.name in ranges.half else "int8",
-        "output_precision": _output_precision(layers, position, ranges),
-    }
+    attributes: dict[str, object] = {}
+    if layer.name in ranges.adds:  # in half none are needed, and a trained student has none
+        left, right = ranges.adds[layer.name]
+        attributes = {"input0_dynamic_range": left, "input1_dynamic_range": right}
+    attributes["precision"] = "fp16" if layer.name in ranges.half else "int8"
+    attributes["output_precision"] = _output_precision(layers, position, ranges)
+    return attributes
 
 
 def _output_precision(layers: list[Layer], position: int, ranges: Ranges) -> str:
