@@ -187,12 +187,6 @@ def test_a_point_on_the_border_counts_half() -> None:
     torch.testing.assert_close(got[0], expected.flatten(1))
 
 
-def test_compiled_inference_does_not_look_ahead() -> None:
-    ahead = build(tiny(V1, queue=s4d_core.QueueConfig(2, "future")))
-    with pytest.raises(InvalidInputError, match="looks at frames to come"):
-        s4d_core.compile_inference(ahead, precision="fp32", device="cpu")
-
-
 def test_v1_master_file_converts(tmp_path: Path) -> None:
     config = tiny(V1, backbone=s4d_core.ResNetConfig(widths=(8, 8, 8, 8), style="caffe"))
     weights = published_weights(config)

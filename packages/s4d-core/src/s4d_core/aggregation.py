@@ -9,7 +9,7 @@ from .aggregation_op import deformable_aggregation
 from .config import Sparse4DConfig
 from .key_points import KeyPoints, project_points
 from .layers import full_precision, mlp_blocks, no_autocast
-from .temporal_sampling import DepthReweight, LinearFusion, Other, View
+from .temporal_sampling import LinearFusion, Scene, View
 
 __all__ = ["DeformableAggregation"]
 
@@ -33,50 +33,28 @@ class DeformableAggregation(nn.Module):
         self.output = nn.Linear(dims, dims)
         self.output_dropout = nn.Dropout(part.output_dropout)
 
-    def forward(
-        self,
-        feature: Tensor,
-        box: Tensor,
-        embed: Tensor,
-        view: View,
-        image_wh: Tensor,
-        others: list[tuple[Other, Tensor, Tensor]],
-        reweight: DepthReweight | None,
-    ) -> Tensor:
+    def forward(self, feature: Tensor, box: Tensor, embed: Tensor, scene: Scene) -> Tensor:
         """Gather image features.
 
         Args:
             feature, box, embed: (B, A, C), (B, A, 11), (B, A, C) of the instances.
-            view: what the cameras see.
-            image_wh: (B, N, 2).
-            others: frames beside the current one, the farthest first, each with the boxes
-                (B, A, 11) and their embeddings (B, A, C) in that frame.
-            reweight: weighs point features by distance; None: no such weights.
+            scene: what they look at.
 
         Returns:
             (B, A, C) aggregated features.
         """
         points = self.key_points(box, feature)
-        if self.fusion is None and reweight is None:
-            weights = self._weights(feature + embed, view.lidar2img)
-            gathered = self._gather(points, weights, view, image_wh)
+        if self.fusion is None and scene.reweight is None:
+            weights = self._weights(feature + embed, scene.view.lidar2img)
+            gathered = self._gather(points, weights, scene.view, scene.image_wh)
         else:
-            seen = self._look(feature, box, embed, points, view, view, image_wh, reweight)
+            seen = self._look(feature, box, embed, points, scene.view, scene)
             if self.fusion is not None:
                 history = []
-                for other, their_box, their_embed in others:
+                for other, their_box, their_embed in scene.others:
                     with no_autocast(box):
                         moved = other.points(points, box[..., 8:11])
-                    value = self._look(
-                        feature,
-                        their_box,
-                        their_embed,
-                        moved,
-                        other.view,
-                        view,
-                        image_wh,
-                        reweight,
-                    )
+                    value = self._look(feature, their_box, their_embed, moved, other.view, scene)
                     history.append((other, value))
                 seen = self.fusion(history, seen)
             gathered = seen.sum(dim=2)
@@ -90,22 +68,23 @@ class DeformableAggregation(nn.Module):
         embed: Tensor,
         points: Tensor,
         view: View,
-        current: View,
-        image_wh: Tensor,
-        reweight: DepthReweight | None,
+        scene: Scene,
     ) -> Tensor:
-        """Features of single points in one frame, (B, A, P, C), weighted by distance.
+        """Features of single points in frame `view`, (B, A, P, C), weighted by distance.
 
         Weights come from the cameras of the current frame, as in the reference.
         """
         count = points.shape[2]
-        weights = self._weights(feature + embed, current.lidar2img)
+        weights = self._weights(feature + embed, scene.view.lidar2img)
         # To the operator every point is an instance with one point.
         gathered = self._gather(
-            points.flatten(1, 2).unsqueeze(2), weights.flatten(1, 2).unsqueeze(2), view, image_wh
+            points.flatten(1, 2).unsqueeze(2),
+            weights.flatten(1, 2).unsqueeze(2),
+            view,
+            scene.image_wh,
         )
         gathered = gathered.unflatten(1, (-1, count))
-        return gathered if reweight is None else reweight(gathered, box)
+        return gathered if scene.reweight is None else scene.reweight(gathered, box)
 
     def _gather(self, points: Tensor, weights: Tensor, view: View, image_wh: Tensor) -> Tensor:
         """Sum over points, cameras and levels: (B, A, C)."""

@@ -11,7 +11,7 @@ from .config import Sparse4DConfig
 from .ffn import FFN, AsymmetricFFN
 from .instance_attention import InstanceAttention, Past
 from .refinement import Refinement
-from .temporal_sampling import DepthReweight, Other, View
+from .temporal_sampling import Scene
 
 __all__ = ["DecoderLayer"]
 
@@ -75,18 +75,9 @@ class DecoderLayer(nn.Module):
             feature = self.attention_norm(feature)
         return feature
 
-    def look(
-        self,
-        feature: Tensor,
-        box: Tensor,
-        embed: Tensor,
-        view: View,
-        image_wh: Tensor,
-        others: list[tuple[Other, Tensor, Tensor]],
-        reweight: DepthReweight | None,
-    ) -> Tensor:
+    def look(self, feature: Tensor, box: Tensor, embed: Tensor, scene: Scene) -> Tensor:
         """Instance features (B, A, C) updated by what the images show."""
-        seen = self.aggregation(feature, box, embed, view, image_wh, others, reweight)
+        seen = self.aggregation(feature, box, embed, scene)
         if self.aggregation_norm is None:
             both = torch.cat([seen, feature], dim=-1)
         else:

@@ -22,7 +22,7 @@ from .key_points import place_points, project_points
 from .layers import no_autocast
 from .outputs import FrameOutput
 from .state import BankState, BankTrace
-from .temporal_sampling import DepthReweight, Other, View
+from .temporal_sampling import DepthReweight, Other, Scene, View
 
 __all__ = ["SparseHead"]
 
@@ -92,15 +92,8 @@ class SparseHead(nn.Module):
             feature = layer.interact(
                 self.instance_attention, feature, embed, visible, past, past_embed
             )
-            feature = layer.look(
-                feature,
-                box,
-                embed,
-                view,
-                image_wh,
-                self._elsewhere(box, others),
-                self.depth_reweight,
-            )
+            scene = Scene(view, image_wh, self._elsewhere(box, others), self.depth_reweight)
+            feature = layer.look(feature, box, embed, scene)
             box = layer.refinement(feature, box, embed, interval)
             # Scores between the first and the last decoder serve losses only.
             scored = self.training or every_layer or i in (single - 1, last)

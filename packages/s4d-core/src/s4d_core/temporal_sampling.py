@@ -6,6 +6,7 @@ C6); the offline model does the same with frames to come.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from .config import DepthReweightConfig, QueueConfig
 from .ffn import FFN
 from .layers import full_precision, no_autocast
 
-__all__ = ["DepthReweight", "LinearFusion", "Other", "View"]
+__all__ = ["DepthReweight", "LinearFusion", "Other", "Scene", "View"]
 
 
 class View(NamedTuple):
@@ -65,6 +66,23 @@ class Other:
             ],
             dim=-1,
         )
+
+
+class Scene(NamedTuple):
+    """All that the instances of a frame can look at.
+
+    Attributes:
+        view: the current frame.
+        image_wh: (B, N, 2) width and height of the network input.
+        others: frames beside the current one, the farthest first, each with the boxes (B, A, 11)
+            and their embeddings (B, A, C) in that frame.
+        reweight: weighs point features by distance; None: no such weights.
+    """
+
+    view: View
+    image_wh: Tensor
+    others: Sequence[tuple[Other, Tensor, Tensor]] = ()
+    reweight: DepthReweight | None = None
 
 
 class LinearFusion(nn.Module):

@@ -15,7 +15,7 @@ from s4d_core import Sparse4D
 from s4d_core.aggregation_op import FeatureMaps
 from s4d_core.bank import merge
 from s4d_core.decoder_layer import DecoderLayer
-from s4d_core.temporal_sampling import View
+from s4d_core.temporal_sampling import Scene, View
 
 from .errors import ExportError
 
@@ -93,7 +93,7 @@ class _Head(nn.Module):
         for number, layer in enumerate(head.decoders):
             rows = self.attend_past(layer, rows, embed, known)
             rows = self.among(layer, rows, embed)
-            rows = layer.look(rows, box, embed, view, image_wh, [], None)
+            rows = layer.look(rows, box, embed, Scene(view, image_wh))
             box = layer.refinement(rows, box, embed, interval)
             if number == last:
                 break

@@ -14,7 +14,7 @@ from ..aggregation import DeformableAggregation
 from ..aggregation_op import deformable_aggregation
 from ..box import BOX_DIMS
 from ..key_points import MIN_DEPTH
-from ..temporal_sampling import DepthReweight, Other, View
+from ..temporal_sampling import Scene
 
 __all__ = ["FusedAggregation", "fuse_aggregation"]
 
@@ -148,19 +148,11 @@ class FusedAggregation(nn.Module):
         self.output = block.output
         self.levels, self.points, self.groups = block.num_levels, block.num_points, block.num_groups
 
-    def forward(
-        self,
-        feature: Tensor,
-        box: Tensor,
-        embed: Tensor,
-        view: View,
-        image_wh: Tensor,
-        others: list[tuple[Other, Tensor, Tensor]],
-        reweight: DepthReweight | None,
-    ) -> Tensor:
+    def forward(self, feature: Tensor, box: Tensor, embed: Tensor, scene: Scene) -> Tensor:
         """As `DeformableAggregation.forward`, without other frames and reweighting."""
-        assert not others and reweight is None
-        locations = self.locations(feature, box, view.lidar2img, image_wh)
+        assert not scene.others and scene.reweight is None
+        view = scene.view
+        locations = self.locations(feature, box, view.lidar2img, scene.image_wh)
         weights = self.sampling_weights(feature + embed, view.lidar2img)
         result: Tensor = self.output(deformable_aggregation(view.maps, locations, weights))
         return result
