@@ -15,9 +15,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("index", help="folder of the converted index")
     parser.add_argument("--out", required=True, help=".npy file to write, (count, 11) float64")
     parser.add_argument("--split", help="train, mini_train, ...; default: everything")
-    parser.add_argument("--count", type=int, default=900)
-    parser.add_argument("--max-distance", type=float, default=55.0, help="metres")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=900, help="number of anchors (900)")
+    parser.add_argument("--max-distance", type=float, default=55.0, help="metres (55)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first centres (0)")
     parser.set_defaults(run=run)
 
 

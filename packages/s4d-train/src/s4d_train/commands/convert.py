@@ -15,9 +15,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("root", help="folder of the data set (holds samples/ and v1.0-*/)")
     parser.add_argument("--out", required=True, help="folder of the index to write")
     parser.add_argument("--version", help="v1.0-mini, v1.0-trainval, ...; default: the only one")
-    parser.add_argument("--max-sweeps", type=int, default=10)
+    parser.add_argument(
+        "--max-sweeps", type=int, default=10, help="LiDAR sweeps kept per sample (10)"
+    )
     parser.add_argument("--check-files", action="store_true", help="every file must exist")
-    parser.add_argument("--workers", type=int)
+    parser.add_argument("--workers", type=int, help="processes; default: one per core")
     parser.add_argument("--no-progress", "--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=run)
 

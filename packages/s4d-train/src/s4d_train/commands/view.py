@@ -19,15 +19,21 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--split", help="mini_train, val, ...; default: everything")
     parser.add_argument("--frames", type=int, default=None, help="default: 6, all with --results")
     parser.add_argument("--results", help="nuScenes results JSON to draw")
-    parser.add_argument("--min-score", type=float, default=0.3)
-    parser.add_argument("--pipeline", choices=("train", "val"), default="train")
+    parser.add_argument("--min-score", type=float, default=0.3, help="with --results (0.3)")
+    parser.add_argument(
+        "--pipeline",
+        choices=("train", "val"),
+        default="train",
+        help="with augmentation or as in evaluation (train)",
+    )
     parser.add_argument(
         "--image-size",
         default="256x704",
         metavar="HxW",
         help="network input, height first (256x704)",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the augmentation (0)")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     parser.set_defaults(run=run)
 
 
@@ -55,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
             min_score=args.min_score,
             root=args.root or None,
             frames=args.frames,
+            progress=not args.no_progress,
         )
         print(out)
         return 0
@@ -88,8 +95,11 @@ def _pipeline(args: argparse.Namespace, index):  # type: ignore[no-untyped-def]
     else:
         draws = [Draw(int(row), False) for rows in sequences for row in rows][:frames]
     out = Path(args.out)
+    if out.suffix in (".mp4", ".gif"):
+        raise ConfigError(f"{out} would be a film: give --results too, or a folder for pictures.")
+    bar = tqdm(draws, desc="view", unit="frame", disable=args.no_progress)
     out.mkdir(parents=True, exist_ok=True)
-    for number, draw in enumerate(tqdm(draws, desc="view", unit="frame")):
+    for number, draw in enumerate(bar):
         sample = dataset[draw]
         title = f"{index.scenes[index.scene[draw.row]]}  {args.pipeline} pipeline"
         name = f"{number:05d}"

@@ -113,7 +113,7 @@ def check_files(index: DriveIndex, root: str | Path | None = None) -> int:
             missing.append(name)
     if missing:
         raise MissingFileError(
-            f"expected {len(names)} files below {root}, {len(missing)} are missing, the first is "
+            f"expected {len(names)} files below {root}, of which {len(missing)} are missing, first "
             f"{min(missing)}; complete the data set or give its folder"
         )
     return len(names)

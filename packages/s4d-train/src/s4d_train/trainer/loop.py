@@ -11,6 +11,7 @@ from typing import Any
 from s4d_core import Sparse4D
 
 from ..configs.config import FitConfig
+from ..configs.limits import check_limits
 from ..configs.settings import to_dict
 from ..errors import CheckpointError
 from .checkpoint import list_checkpoints, step_of
@@ -49,6 +50,7 @@ def fit(
         NonFiniteError: losses do not become finite again.
         CheckpointError: there are checkpoints and `resume` is False, or one cannot be read.
     """
+    check_limits(config)
     out = Path(config.out or Path("out") / config.name)
     found = list_checkpoints(out / CHECKPOINTS)
     if found and not resume:
