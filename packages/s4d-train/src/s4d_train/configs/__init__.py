@@ -1,0 +1,1 @@
+"""Typed settings of training runs, and the named recipes."""

@@ -1,0 +1,1 @@
+"""What training minimises: assignment, losses and denoising, as functions of tensors."""
