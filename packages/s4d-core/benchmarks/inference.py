@@ -234,8 +234,9 @@ def show(result: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="frames per second of compile_inference")
     parser.add_argument("--model", default="sparse4dv3_r50", choices=s4d_core.list_models())
-    parser.add_argument("--precision", nargs="+", default=["fp16", "fp32"])
-    parser.add_argument("--modes", nargs="+", default=["eager", "graph", "inductor"])
+    precisions, modes = ["fp32", "fp32x3", "tf32", "fp16"], ["eager", "graph", "inductor"]
+    parser.add_argument("--precision", nargs="+", choices=precisions, default=["fp16", "fp32"])
+    parser.add_argument("--modes", nargs="+", choices=modes, default=modes)
     parser.add_argument("--frames", type=int, default=200)
     parser.add_argument("--raw", type=int, nargs=2, default=[900, 1600], metavar=("H", "W"))
     parser.add_argument("--kernels", action="store_true", help="list the kernels of a frame")
