@@ -169,7 +169,7 @@ def answers(built: s4d_core.Sparse4D, frames: list[tuple[Tensor, ...]]) -> list[
     seen = [built.observe(*frame) for frame in frames] if ahead else []
     for k, (images, lidar2img, stamp, pose) in enumerate(frames[: len(frames) - ahead]):
         coming = seen[k + 1 : k + 1 + ahead]
-        out = built(images, lidar2img, wh(), stamp, pose, state, future=coming)
+        out = built(images, lidar2img, wh().to(images), stamp, pose, state, future=coming)
         state = out.state
         found.append(s4d_core.decode(out, built.config))
     return found

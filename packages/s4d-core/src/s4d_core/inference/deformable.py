@@ -7,6 +7,7 @@ with channels last, and a linear layer with the BatchNorm that follows folded in
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import MethodType
@@ -98,4 +99,4 @@ def split_deformable(graph: fx.GraphModule) -> None:
 
 
 def _has_triton() -> bool:
-    return torch.utils._triton.has_triton()
+    return importlib.util.find_spec("triton") is not None

@@ -26,7 +26,7 @@ class SplitLinear(nn.Module):
         parts, finish = split_parts(weight, bias)
         self.register_buffer("parts", parts)
         self.register_buffer("finish", finish)
-        self.weight = weight  # others ask for it
+        self.weight, self.bias = weight, bias  # others ask for them
         self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
