@@ -6,6 +6,7 @@ is torch's default for that device. Under torchrun the process group is made fro
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,7 +86,19 @@ def started(device: str = "") -> Iterator[Ranks]:
         yield Ranks(rank, world, chosen)
     finally:
         if joined:
-            dist.destroy_process_group()
+            _leave(chosen)
+
+
+def _leave(device: torch.device) -> None:
+    """Ends the process group when nothing uses it any more.
+
+    DistributedDataParallel lies in reference cycles and holds the group; work in flight holds its
+    communicators. Either could let the process wait at its end for ever.
+    """
+    gc.collect()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device.index)
+    dist.destroy_process_group()
 
 
 def peak_memory_gb(device: torch.device) -> float:
