@@ -20,11 +20,11 @@ SCORE = (0, 7)  # row and column of ``boxes``
 WIDTHS = (16, 64, 64, 16)
 
 
-def fused_onnx(manifest: Manifest) -> bytes:
+def fused_onnx(manifest: Manifest, single: bool = False) -> bytes:
     """Two cameras' pictures through convolutions, then a chain of layers, then their mean."""
     rng = np.random.default_rng(2)
     echo = onnx.load_from_string(tiny_onnx(manifest))
-    part = compose.add_prefix(onnx.load_from_string(network()), "net/").graph
+    part = compose.add_prefix(onnx.load_from_string(network(single)), "net/").graph
     weights: list[onnx.TensorProto] = []
     nodes: list[onnx.NodeProto] = []
 
@@ -71,7 +71,7 @@ def fused_onnx(manifest: Manifest) -> bytes:
     return data
 
 
-def fused_artifact(path: Path) -> Path:
+def fused_artifact(path: Path, single: bool = False) -> Path:
     # Operators are fused in artifacts that use s4d-ops.
     manifest = tiny_manifest(op="plugin")
-    return write_artifact(path, manifest, {"model.onnx": fused_onnx(manifest)})
+    return write_artifact(path, manifest, {"model.onnx": fused_onnx(manifest, single)})

@@ -71,7 +71,7 @@ def test_auto_picks_the_device_and_captures(artifact: Path) -> None:
         assert loaded.backend_name == "onnxruntime-cuda"
         assert "two CUDA graphs" in loaded.backend_choice
         assert "without" not in loaded.backend_choice
-        fused = "10 convolutions and 1 chains fused" in loaded.backend_choice
+        fused = "11 convolutions and 1 chains fused" in loaded.backend_choice
         assert fused == (artifact.stem == "fused")
 
 
@@ -153,11 +153,12 @@ def test_fused_operators(build: Callable[[], bytes]) -> None:
         np.testing.assert_allclose(got, expected, rtol=relative, atol=absolute)
 
 
-def test_split_products_as_on_the_host(artifact: Path) -> None:
+def test_split_products_as_on_the_host(tmp_path: Path) -> None:
     """A whole drive in fp32x3, in CUDA graphs, beside the CPU's float32."""
+    path = fused_artifact(tmp_path / "single.s4d", single=True)
     with (
-        Pipeline.load(artifact, "onnxruntime-cuda", fp32x3=True) as device,
-        Pipeline.load(artifact, "onnxruntime-cpu") as host,
+        Pipeline.load(path, "onnxruntime-cuda") as device,
+        Pipeline.load(path, "onnxruntime-cpu") as host,
     ):
         assert "fp32x3" in device.backend_choice and "without" not in device.backend_choice
         for _, frame in zip(range(12), stream_of(host, (900, 1600)), strict=False):

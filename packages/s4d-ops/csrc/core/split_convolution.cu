@@ -29,41 +29,73 @@ struct Task {
 };
 
 #ifdef S4D_SPLIT_PRODUCTS
-// Scale, bias, residual, ReLU and the store of two neighbouring channels of a pixel.
-__device__ inline void finish_pair(const Task& t, int pixel, int channel, float2 value) {
-  const float2 bias = *reinterpret_cast<const float2*>(t.finish + channel);
-  const float2 scale = *reinterpret_cast<const float2*>(t.finish + t.channels + channel);
-  value.x = value.x * scale.x + bias.x;
-  value.y = value.y * scale.y + bias.y;
-  const int64_t row = int64_t{pixel} * t.channels * 4;  // bytes before this pixel
-  const int64_t plain = row + channel * 4;
-  // The group of 8, then the pair among its high parts; low parts are 16 bytes on.
-  const int64_t parts = row + channel / 8 * 32 + channel % 8 * 2;
+// Scale, bias, residual, ReLU and the store of a pixel's 16 channels from `first` on, of which each
+// of four lanes (`quad`) has two of the first 8 and two of the others. All lanes of the warp call
+// it; `there` says whether the pixel is real.
+__device__ inline void finish(const Task& t, int64_t pixel, bool there, int first, int quad,
+                              const float* low_half, const float* high_half) {
+  const float* sums[2] = {low_half, high_half};
+  float value[4];
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    const int channel = min(first + j * 8 + quad * 2, t.channels - 2);
+    const float2 bias = __ldg(reinterpret_cast<const float2*>(t.finish + channel));
+    const float2 scale = __ldg(reinterpret_cast<const float2*>(t.finish + t.channels + channel));
+    value[2 * j] = sums[j][0] * scale.x + bias.x;
+    value[2 * j + 1] = sums[j][1] * scale.y + bias.y;
+  }
+  const int64_t row = pixel * t.channels * 4;  // bytes before this pixel
+  // Of split channels a lane moves 16 bytes: high or low parts of one of the two groups of 8.
+  const int64_t mine = row + first * 4 + quad * 16;
+  const bool moves = there && first + quad / 2 * 8 < t.channels;
   if (t.residual_kind == SplitResidual::single) {
-    const float2 other = *reinterpret_cast<const float2*>(t.residual + plain);
-    value.x += other.x;
-    value.y += other.y;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int channel = first + j * 8 + quad * 2;
+      if (!there || channel >= t.channels) continue;
+      const float2 other = *reinterpret_cast<const float2*>(t.residual + row + channel * 4);
+      value[2 * j] += other.x;
+      value[2 * j + 1] += other.y;
+    }
   } else if (t.residual_kind == SplitResidual::split) {
-    const float2 other = split::join(*reinterpret_cast<const uint32_t*>(t.residual + parts),
-                              *reinterpret_cast<const uint32_t*>(t.residual + parts + 16));
-    value.x += other.x;
-    value.y += other.y;
+    uint4 loaded = make_uint4(0, 0, 0, 0);
+    if (moves) loaded = *reinterpret_cast<const uint4*>(t.residual + mine);
+    uint32_t word[4] = {loaded.x, loaded.y, loaded.z, loaded.w};
+    split::turn(word, quad);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const float2 other = split::join(word[2 * j], word[2 * j + 1]);
+      value[2 * j] += other.x;
+      value[2 * j + 1] += other.y;
+    }
   }
   if (t.relu) {  // NaN stays
-    value.x = value.x < 0.0f ? 0.0f : value.x;
-    value.y = value.y < 0.0f ? 0.0f : value.y;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) value[i] = value[i] < 0.0f ? 0.0f : value[i];
   }
-  if (!t.split_output) {
-    *reinterpret_cast<float2*>(t.output + plain) = value;
+  if (t.split_output) {
+    uint32_t word[4];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const float x = value[2 * j], y = value[2 * j + 1];
+      word[2 * j] = split::pack(x, y);
+      const float2 near = split::unpack(word[2 * j]);
+      word[2 * j + 1] = split::pack((x - near.x) * 2048.0f, (y - near.y) * 2048.0f);
+    }
+    split::turn(word, quad);
+    if (moves) {
+      *reinterpret_cast<uint4*>(t.output + mine) = make_uint4(word[0], word[1], word[2], word[3]);
+    }
     return;
   }
-  const uint32_t high = split::pack(value.x, value.y);
-  const float2 near = split::unpack(high);
-  *reinterpret_cast<uint32_t*>(t.output + parts) = high;
-  *reinterpret_cast<uint32_t*>(t.output + parts + 16) =
-      split::pack((value.x - near.x) * 2048.0f, (value.y - near.y) * 2048.0f);
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    const int channel = first + j * 8 + quad * 2;
+    if (!there || channel >= t.channels) continue;
+    *reinterpret_cast<float2*>(t.output + row + channel * 4) =
+        make_float2(value[2 * j], value[2 * j + 1]);
+  }
 }
-
 #endif
 
 // A block makes kRows pixels by kColumns channels, a warp kRows / kDown by kColumns / kAcross.
@@ -94,14 +126,8 @@ __global__ void __launch_bounds__(kDown * kAcross * 32, kBlocks)
     start[i] = ((image * t.height + top[i]) * t.width + left[i]) * t.groups;
     if (pixel >= t.pixels) top[i] = -(1 << 30);  // outside for every tap
   }
-  const unsigned char* weight[kWeights];
-  bool used[kWeights];
-#pragma unroll
-  for (int i = 0; i < kWeights; ++i) {
-    const int channel = first_channel + line + i * (kThreads / 4);
-    used[i] = channel < t.channels;
-    weight[i] = t.weight + int64_t{used[i] ? channel : 0} * t.steps * kRowBytes + group * 32;
-  }
+  const int64_t weight_row = int64_t{t.steps} * kRowBytes;
+  const unsigned char* weight = t.weight + (first_channel + line) * weight_row + group * 32;
   int tap_y = 0, tap_x = 0, depth = group;  // where the next copy reads
   const auto settle = [&] {
     while (depth >= t.groups) {
@@ -133,10 +159,12 @@ __global__ void __launch_bounds__(kDown * kAcross * 32, kBlocks)
 #pragma unroll
       for (int i = 0; i < kWeights; ++i) {
         const uint32_t at = to + (kRows + i * (kThreads / 4)) * kRowBytes;
-        split::copy_16(at, weight[i], used[i]);
-        split::copy_16(at ^ 16, weight[i] + 16, used[i]);
-        weight[i] += kRowBytes;
+        const bool used = first_channel + line + i * (kThreads / 4) < t.channels;
+        const unsigned char* from = used ? weight + i * (kThreads / 4) * weight_row : t.weight;
+        split::copy_16(at, from, used);
+        split::copy_16(at ^ 16, from + 16, used);
       }
+      weight += kRowBytes;
       depth += 4;
       settle();
     }
@@ -181,79 +209,62 @@ __global__ void __launch_bounds__(kDown * kAcross * 32, kBlocks)
     __syncthreads();  // this stage has arrived for all, and all are done with the one before
     copy();
     const uint32_t base = ring + stage * kStageBytes;
-    // [depth 0..15 or 16..31][column tile][word]
-    uint32_t high[2][kWide][2], low[2][kWide][2], small[2][kWide][2];
 #pragma unroll
-    for (int k = 0; k < 2; ++k) {
+    for (int k = 0; k < 2; ++k) {  // 16 products at a time
+      uint32_t high[kWide][2], low[kWide][2], small[kWide][2];
 #pragma unroll
       for (int j = 0; j < kWide; j += 2) {
         uint32_t both[4];
         const uint32_t at = base + j * (8 * kRowBytes) + (from_right ^ (k * 64));
         split::load_tiles(both, at);
-        high[k][j][0] = both[0], high[k][j][1] = both[1];
-        high[k][j + 1][0] = both[2], high[k][j + 1][1] = both[3];
+        high[j][0] = both[0], high[j][1] = both[1];
+        high[j + 1][0] = both[2], high[j + 1][1] = both[3];
         split::load_tiles(both, at ^ 16);
-        low[k][j][0] = both[0], low[k][j][1] = both[1];
-        low[k][j + 1][0] = both[2], low[k][j + 1][1] = both[3];
+        low[j][0] = both[0], low[j][1] = both[1];
+        low[j + 1][0] = both[2], low[j + 1][1] = both[3];
       }
 #pragma unroll
       for (int j = 0; j < kWide; ++j) {
-        small[k][j][0] = split::shrink(high[k][j][0]);
-        small[k][j][1] = split::shrink(high[k][j][1]);
+        small[j][0] = split::shrink(high[j][0]);
+        small[j][1] = split::shrink(high[j][1]);
       }
-    }
 #pragma unroll
-    for (int i = 0; i < kHigh; ++i) {
-      uint32_t top_half[2][4], rest[2][4];
-#pragma unroll
-      for (int k = 0; k < 2; ++k) {
+      for (int i = 0; i < kHigh; ++i) {
+        uint32_t near[4], rest[4];
         const uint32_t at = base + i * (16 * kRowBytes) + (from_left ^ (k * 64));
-        split::load_tiles(top_half[k], at);
-        split::load_tiles(rest[k], at ^ 16);
-      }
-      float part[kWide][4];
+        split::load_tiles(near, at);
+        split::load_tiles(rest, at ^ 16);
+        float part[kWide][4];
 #pragma unroll
-      for (int j = 0; j < kWide; ++j) part[j][0] = part[j][1] = part[j][2] = part[j][3] = 0.0f;
-      // Small products first. Neighbours in time belong to different sums.
+        for (int j = 0; j < kWide; ++j) part[j][0] = part[j][1] = part[j][2] = part[j][3] = 0.0f;
+        // Small products first. Neighbours in time belong to different sums.
 #pragma unroll
-      for (int k = 0; k < 2; ++k) {
+        for (int j = 0; j < kWide; ++j) split::multiply(part[j], rest, small[j][0], small[j][1]);
 #pragma unroll
-        for (int j = 0; j < kWide; ++j) {
-          split::multiply(part[j], rest[k], small[k][j][0], small[k][j][1]);
-        }
+        for (int j = 0; j < kWide; ++j) split::multiply(part[j], near, low[j][0], low[j][1]);
 #pragma unroll
-        for (int j = 0; j < kWide; ++j) {
-          split::multiply(part[j], top_half[k], low[k][j][0], low[k][j][1]);
-        }
-      }
-#pragma unroll
-      for (int k = 0; k < 2; ++k) {
+        for (int j = 0; j < kWide; ++j) split::multiply(part[j], near, high[j][0], high[j][1]);
 #pragma unroll
         for (int j = 0; j < kWide; ++j) {
-          split::multiply(part[j], top_half[k], high[k][j][0], high[k][j][1]);
+#pragma unroll
+          for (int c = 0; c < 4; ++c) sum[i][j][c] += part[j][c];
         }
-      }
-#pragma unroll
-      for (int j = 0; j < kWide; ++j) {
-#pragma unroll
-        for (int k = 0; k < 4; ++k) sum[i][j][k] += part[j][k];
       }
     }
     if (++stage == kStages) stage = 0;
   }
   split::wait_copies<0>();
 
-  const int row = lane / 4, column = lane % 4 * 2;
 #pragma unroll
   for (int i = 0; i < kHigh; ++i) {
-    const int pixel = first_pixel + down + i * 16 + row;
+    const int pixel = first_pixel + down + i * 16 + lane / 4;
 #pragma unroll
-    for (int j = 0; j < kWide; ++j) {
-      const int channel = first_channel + across + j * 8 + column;
+    for (int j = 0; j < kWide; j += 2) {
+      const int channel = first_channel + across + j * 8;
       if (channel >= t.channels) continue;
-      const float* s = sum[i][j];
-      if (pixel < t.pixels) finish_pair(t, pixel, channel, make_float2(s[0], s[1]));
-      if (pixel + 8 < t.pixels) finish_pair(t, pixel + 8, channel, make_float2(s[2], s[3]));
+      const float *one = sum[i][j], *two = sum[i][j + 1];
+      finish(t, pixel, pixel < t.pixels, channel, lane % 4, one, two);
+      finish(t, pixel + 8, pixel + 8 < t.pixels, channel, lane % 4, one + 2, two + 2);
     }
   }
 #endif
@@ -286,8 +297,8 @@ SplitTile best(const Task& t, int processors, bool plain) {
   const auto passes = [&](int rows, int columns, int beside) {
     return (tiles(t, rows, columns) + processors * beside - 1) / (processors * beside);
   };
-  const int large = passes(128, 128, 1) * 16, tall = passes(128, 64, 2) * 17;
-  const int small = passes(64, 64, 3) * 14;
+  const int large = passes(128, 128, 1) * 16, tall = passes(128, 64, 3) * 23;
+  const int small = passes(64, 64, 3) * 15;
   const int flat = passes(32, 64, 3) * 10;
   if (flat < small && (plain || (flat < large && flat < tall))) return SplitTile::flat;
   if (plain || (small < large && small < tall)) return SplitTile::small;
@@ -358,7 +369,7 @@ std::string split_convolution_cuda(const SplitConvolution& args, SplitTile tile)
   }
   switch (tile) {
     case SplitTile::large: return named(launch<false, 128, 128, 2, 4, 4, 1>(t, stream));
-    case SplitTile::tall: return named(launch<false, 128, 64, 2, 2, 3, 2>(t, stream));
+    case SplitTile::tall: return named(launch<false, 128, 64, 2, 2, 3, 3>(t, stream));
     case SplitTile::flat: return named(launch<false, 32, 64, 2, 2, 6, 3>(t, stream));
     default: return named(launch<false, 64, 64, 2, 2, 4, 3>(t, stream));
   }

@@ -2,7 +2,7 @@
 //
 // A float32 value is held as two halves: the nearest half and, times 2^11, the nearest half of what
 // is left: 22 of its 24 bits. A product is the sum of three: high x high, low x high, high x low.
-// Tensor cores cut off bits where they add to a long sum, so they form sums of 32 products only,
+// Tensor cores cut off bits where they add to a long sum, so they form sums of 16 products only,
 // and float32 additions, which round to nearest, make the long sum. Values beyond +-65504 become
 // NaN; below 2^-14 the error is 2^-36 at most.
 //
@@ -17,7 +17,7 @@
 namespace s4d {
 
 constexpr int kSplitGroup = 8;   // channels whose high and low parts lie together
-constexpr int kSplitDepth = 32;  // products of one sum in tensor cores
+constexpr int kSplitDepth = 32;  // products of a step
 
 enum class SplitResidual { none, single, split };
 

@@ -22,6 +22,11 @@ __device__ inline float2 unpack(uint32_t both) {
   return __half22float2(*reinterpret_cast<const __half2*>(&both));
 }
 
+// What the lane has whose number differs in these bits.
+__device__ inline uint32_t trade(uint32_t mine, int bits) {
+  return __shfl_xor_sync(0xffffffffu, mine, bits);
+}
+
 // Two values from their high and low parts.
 __device__ inline float2 join(uint32_t high, uint32_t low) {
   const float2 h = unpack(high), l = unpack(low);
@@ -39,6 +44,20 @@ __device__ inline void group_parts(const float (&value)[8], uint4* high, uint4* 
   }
   *high = make_uint4(h[0], h[1], h[2], h[3]);
   *low = make_uint4(l[0], l[1], l[2], l[3]);
+}
+
+// Word i of lane t of every four lanes becomes word t of lane i.
+__device__ inline void turn(uint32_t (&word)[4], int t) {
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    const uint32_t other = trade(t & 1 ? word[i] : word[i + 1], 1);
+    (t & 1 ? word[i] : word[i + 1]) = other;
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t other = trade(t & 2 ? word[i] : word[i + 2], 2);
+    (t & 2 ? word[i] : word[i + 2]) = other;
+  }
 }
 
 // Two halves times 2^-11.

@@ -56,7 +56,7 @@ __global__ void split_pool_kernel(const __grid_constant__ PoolTask t) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         const float value = i % 2 ? pairs[i / 2].y : pairs[i / 2].x;
-        if (!(value <= most[i])) most[i] = value;  // NaN stays
+        if (value > most[i] || value != value) most[i] = value;  // NaN stays
       }
     }
   }

@@ -43,7 +43,7 @@ class EngineOptions:
     tf32: bool = False
     cuda_graph: bool = True
     fuse: bool = True
-    fp32x3: bool = False
+    fp32x3: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.threads, int) or self.threads < 0:

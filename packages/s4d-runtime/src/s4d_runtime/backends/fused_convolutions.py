@@ -21,6 +21,7 @@ DOMAIN = "s4d.fused"
 ALIGN = 8  # half values in 16 bytes: what a tensor-core kernel reads at once
 TO_LAST, TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 HALF = 10  # ONNX's number of float16
+PREPARE = {"Cast", "Unsqueeze", "Sub", "Div", "Mul", "Transpose", "Reshape"}  # of pictures
 
 
 class Size(NamedTuple):
@@ -180,9 +181,9 @@ class ConvolutionRewriter:
             return None
         k, c, r, s = weight.shape
         source = node.inputs[0]
-        if source not in self.sizes and c <= ALIGN and "images" in self.graph.input_shapes:
-            n, h, w, _ = self.graph.input_shapes["images"]
-            self.sizes[source] = Size(n, h, w, c)  # the first convolution reads the pictures
+        pictures = self._picture_size(source) if c <= ALIGN else None
+        if source not in self.sizes and pictures is not None:
+            self.sizes[source] = pictures
         size = self.sizes.get(source)
         values = weight.array()
         bias = self.graph.array(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(k, self.dtype)
@@ -196,6 +197,23 @@ class ConvolutionRewriter:
         inputs = [self._aligned(source, c), *self._constants(node, wide, bias)]
         numbers = dict(stride_h=strides[0], stride_w=strides[1], pad_h=pads[0], pad_w=pads[1])
         return Plan(inputs, numbers | self._window(r, s), Size(size.n, h, w, k))
+
+    def _picture_size(self, name: str) -> Size | None:
+        """Of what the first convolution reads: said by a Reshape, or that of the input ``images``.
+
+        Up to there, only operators that change nothing about it.
+        """
+        while name != "images":
+            node = self.producers.get(name)
+            if node is None or node.domain != "" or node.op_type not in PREPARE:
+                return None
+            name = node.inputs[0]
+            shape = self.graph.array(node.inputs[1]) if node.op_type == "Reshape" else None
+            if shape is not None and shape.size == 4 and (shape > 0).all():
+                n, c, h, w = (int(v) for v in shape)
+                return Size(n, h, w, c)
+        sizes = self.graph.input_shapes.get("images", ())
+        return Size(*sizes) if len(sizes) == 4 and all(size > 0 for size in sizes) else None
 
     def _constants(self, node: Node, weight: NDArray[Any], bias: NDArray[Any]) -> list[str]:
         """The operator's constant inputs; weight (K, R, S, C)."""

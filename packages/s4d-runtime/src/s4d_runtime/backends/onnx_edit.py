@@ -158,8 +158,8 @@ class EditableModel:
                 kept.append(node)
         self.nodes = kept[::-1]
 
-    def encode(self, domain: str) -> bytes:
-        """The whole model, without what nothing reads; ``domain`` version 1 is added."""
+    def encode(self, domain: str = "") -> bytes:
+        """The whole model, without what nothing reads; a ``domain`` is added in version 1."""
         self.prune()
         used = {name for node in self.nodes for name in node.inputs} | self.outputs
         graph = [_message(_NODE, node.encode()) for node in self.nodes]
@@ -182,7 +182,8 @@ class EditableModel:
                 parts.append(_number(number, value))
             else:
                 parts.append(_message(number, _bytes(value)))
-        parts.append(_message(_OPSET, _text(1, domain) + _number(2, 1)))
+        if domain:
+            parts.append(_message(_OPSET, _text(1, domain) + _number(2, 1)))
         return b"".join(parts)
 
 

@@ -59,7 +59,9 @@ class OnnxRuntimeCpu(Backend):
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         if manifest.op == "plugin":
             register_plugin(settings, "cpu")
-        data = artifact.read_model()
+        from .planar_pictures import turn_pictures_first  # importing the package stays quick
+
+        data = turn_pictures_first(artifact.read_model())
         try:
             session = ort.InferenceSession(
                 data,

@@ -51,7 +51,7 @@ class OnnxRuntimeCuda(DeviceBackend):
         super().__init__(manifest, device)
         self._tf32 = False
         self._fused = (0, 0)
-        self._split_layers = 0
+        self._fp32x3 = False
         self._session: Any = None
         self._run_options: Any = None
         self._bindings: list[ort.IOBinding] = []
@@ -83,8 +83,7 @@ class OnnxRuntimeCuda(DeviceBackend):
         fused = (
             (f"{convolutions} convolutions and {chains} chains fused",) if any(self._fused) else ()
         )
-        layers = self._split_layers
-        products = (f"fp32x3 (with {layers} linear layers)",) if layers else ()
+        products = ("fp32x3",) if self._fp32x3 else ()
         return ", ".join((self._device.name, tf32, *products, *fused, *self.notes))
 
     @classmethod
@@ -111,9 +110,10 @@ class OnnxRuntimeCuda(DeviceBackend):
         if options.fuse:
             from .fusion import fuse_model  # here, because importing the package must stay quick
 
-            data, convolutions, chains, others, layers = fuse_model(data, options.fp32x3)
+            split = options.fp32x3 and artifact.manifest.precision == "fp32"
+            data, convolutions, chains, others, layers = fuse_model(data, split)
             self._fused = convolutions, chains
-            self._split_layers = layers
+            self._fp32x3 = split and convolutions + layers > 0
             # A graph without convolutions of ONNX Runtime's own is the faster in its own layout.
             half = half and (others > 0 or convolutions == 0)
         provider = {

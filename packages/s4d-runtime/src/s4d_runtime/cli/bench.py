@@ -37,9 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", type=int, default=0, help="number of the CUDA device (0)")
     parser.add_argument("--tf32", action="store_true", help="allow TF32 on the GPU")
     parser.add_argument(
-        "--fp32x3",
+        "--no-fp32x3",
         action="store_true",
-        help="float32 products on the GPU as sums of half-precision ones, of the same accuracy",
+        help="no float32 products as sums of half-precision ones",
     )
     parser.add_argument("--no-cuda-graph", action="store_true", help="do not replay CUDA graphs")
     parser.add_argument("--no-fuse", action="store_true", help="only ONNX Runtime's operators")
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         tf32=args.tf32,
         cuda_graph=not args.no_cuda_graph,
         fuse=not args.no_fuse,
-        fp32x3=args.fp32x3,
+        fp32x3=not args.no_fp32x3,
     ) as pipeline:
         load_seconds = time.perf_counter() - start
         at_rest = process_memory()["resident"]
