@@ -72,7 +72,7 @@ bool wgmma_serves(DType type, int32_t volume, int32_t in_channels, int32_t out_c
   if (type != DType::f16 && type != DType::i8) return false;
   const PackedLayout layout = packed_layout(type, in_channels, out_channels);
   // Rows of 64 bytes are faster with the other kernel, as measured on an H200.
-  return layout.row_bytes >= 128 && layout.piece == 64 && layout.groups == 1 && volume <= 64 &&
+  return layout.parts >= 2 && layout.groups == 1 && volume <= 64 &&
          (layout.columns == 64 || layout.columns == 128) &&
          layout.row_bytes <= (type == DType::f16 ? 256 : 128) && current_device().wgmma;
 #else

@@ -18,6 +18,7 @@ namespace {
 constexpr int kMaxStages = 6;
 constexpr int kBuffers = 3;  // offsets whose weights are in registers or on their way
 constexpr int kGroup = 128;  // threads of a warpgroup
+constexpr int kSpan = 128;   // bytes of a row in shared memory; a longer row lies in several such
 
 #define S4D_8(x, i) x(acc[i]), x(acc[i + 1]), x(acc[i + 2]), x(acc[i + 3]), x(acc[i + 4]), \
                     x(acc[i + 5]), x(acc[i + 6]), x(acc[i + 7])
@@ -56,13 +57,11 @@ __device__ inline void group_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-// Shared memory of the right operand: rows of kSpan bytes (64 or 128), 8 of them together, whose
-// 16-byte pieces are exchanged by row so that neither side meets bank conflicts.
-template <int kSpan>
+// Shared memory of the right operand: rows of kSpan bytes, 8 of them together, whose 16-byte pieces
+// are exchanged by row so that neither side meets bank conflicts.
 __device__ inline uint64_t describe(uint32_t shared) {
-  const uint64_t layout = kSpan == 128 ? 1 : 2;
   return static_cast<uint64_t>(shared >> 4 & 0x3fff) | uint64_t{1} << 16 |
-         static_cast<uint64_t>(8 * kSpan >> 4) << 32 | layout << 62;
+         static_cast<uint64_t>(8 * kSpan >> 4) << 32 | uint64_t{1} << 62;
 }
 
 // 16 bytes of weights. Where several blocks share a multiprocessor, and so its cache, they are kept
@@ -84,13 +83,12 @@ __device__ inline void gather_16(uint32_t to, const void* from, bool there) {
                ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
 }
 
-// kParts: 64-byte pieces of a feature row; kGroups: warpgroups of a block.
+// kParts: 64-byte pieces of a feature row, 2 or 4; kGroups: warpgroups of a block.
 template <class Sum, int kParts, int kRows, int kGroups>
 __global__ void __launch_bounds__(kGroups * kGroup, 3 - kGroups)
     group_kernel(const __grid_constant__ TileTask t) {
   extern __shared__ __align__(1024) unsigned char shared[];
   constexpr int kRowBytes = kParts * 64;
-  constexpr int kSpan = kParts == 1 ? 64 : 128;
   constexpr int kSteps = kParts * 2;         // products of an offset
   constexpr int kChunks = kParts * 4;        // 16-byte pieces of a row
   constexpr int kStageBytes = kRowBytes * kRows;
@@ -143,7 +141,7 @@ __global__ void __launch_bounds__(kGroups * kGroup, 3 - kGroups)
   constexpr int row_step = threads / kChunks;  // a multiple of 8
   const uint32_t place = ring + static_cast<uint32_t>(
       chunk * 16 / kSpan * (kRows * kSpan) + first_row * kSpan +
-      (kSpan == 128 ? (chunk % 8 ^ (first_row & 7)) : (chunk ^ (first_row >> 1 & 3))) * 16);
+      (chunk % 8 ^ (first_row & 7)) * 16);
   const auto* features = static_cast<const unsigned char*>(task.features) + chunk * 16;
   const int stages = t.stages;
 
@@ -216,7 +214,7 @@ __global__ void __launch_bounds__(kGroups * kGroup, 3 - kGroups)
 #pragma unroll
         for (int s = 0; s < kSteps; ++s) {
           const uint32_t at = rows + s * 32 / kSpan * (kRows * kSpan) + s * 32 % kSpan;
-          group_multiply(acc, left[d][s], describe<kSpan>(at));
+          group_multiply(acc, left[d][s], describe(at));
         }
         group_commit();
         group_wait<1>();
@@ -304,15 +302,9 @@ cudaError_t by_groups(const ConvolutionTask& task, const PackedLayout& layout,
 cudaError_t convolve_wgmma(const ConvolutionTask& task, const Device& device,
                            cudaStream_t stream) {
   const PackedLayout layout = packed_layout(task.type, task.in_channels, task.out_channels);
-  if (task.type == DType::i8) {
-    return layout.parts == 1 ? by_groups<int, 1>(task, layout, device, stream)
-                             : by_groups<int, 2>(task, layout, device, stream);
-  }
-  switch (layout.parts) {
-    case 1: return by_groups<float, 1>(task, layout, device, stream);
-    case 2: return by_groups<float, 2>(task, layout, device, stream);
-    default: return by_groups<float, 4>(task, layout, device, stream);
-  }
+  if (task.type == DType::i8) return by_groups<int, 2>(task, layout, device, stream);
+  return layout.parts == 2 ? by_groups<float, 2>(task, layout, device, stream)
+                           : by_groups<float, 4>(task, layout, device, stream);
 }
 
 }  // namespace s4d::sparse::cuda
