@@ -64,8 +64,8 @@ __global__ void fill(float* to, int count, unsigned seed, float scale, float shi
 }
 
 // Sampled outputs and sums of absolute products in double precision.
-__global__ void sample(const float* x, const float* w, Layer l, int pad, int oh, int ow, int samples,
-                       unsigned* places, double* truth, double* bound) {
+__global__ void sample(const float* x, const float* w, Layer l, int pad, int oh, int ow,
+                       int samples, unsigned* places, double* truth, double* bound) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= samples) return;
   const unsigned total = 6u * oh * ow * l.out;
@@ -150,8 +150,8 @@ int main(int argc, char** argv) {
   cudaEvent_t begin, end;
   check(cudaEventCreate(&begin));
   check(cudaEventCreate(&end));
-  std::printf("image, channels, kernel: us automatic, large, tall, small, flat; TFLOP/s of the first; "
-              "largest error over the sum of absolute products, root mean square\n");
+  std::printf("image, channels, kernel: us automatic, large, tall, small, flat; TFLOP/s of the "
+              "first; largest error over the sum of absolute products, root mean square\n");
   for (const Layer& l : kLayers) {
     const int pad = l.size / 2, oh = (l.height + 2 * pad - l.size) / l.stride + 1;
     const int ow = (l.width + 2 * pad - l.size) / l.stride + 1;
@@ -189,8 +189,8 @@ int main(int argc, char** argv) {
     args.weight = weight;
     args.finish = finish;
     args.output = out;
-    std::printf("%3d x %3d %4d to %4d, %d/%d x%d:", l.height, l.width, l.in, l.out, l.size, l.stride,
-                l.times);
+    std::printf("%3d x %3d %4d to %4d, %d/%d x%d:", l.height, l.width, l.in, l.out, l.size,
+                l.stride, l.times);
     double first = 0, best = 1e30, worst = 0, square = 0;
     for (int t = 0; t < 5; ++t) {
       check(cudaMemset(out, 0xff, static_cast<std::size_t>(6) * oh * ow * l.out * 4));
@@ -203,7 +203,8 @@ int main(int argc, char** argv) {
       check(cudaMemcpy(at.data(), places, kSamples * 4, cudaMemcpyDeviceToHost));
       check(cudaMemcpy(expected.data(), truth, kSamples * 16, cudaMemcpyDeviceToHost));
       for (int i = 0; i < kSamples; ++i) {
-        const double e = std::fabs(double(got[at[i]]) * 16384 - expected[i]) / expected[kSamples + i];
+        const double bound = expected[kSamples + i];
+        const double e = std::fabs(double(got[at[i]]) * 16384 - expected[i]) / bound;
         worst = e <= worst ? worst : e;  // NaN is the worst
         square += e * e / kSamples / 5;
       }
@@ -225,12 +226,15 @@ int main(int argc, char** argv) {
     std::printf("  %4.0f  %.1e %.1e\n", 12.0 * oh * ow * l.out * depth / first / 1e6, worst,
                 std::sqrt(square));
   }
-  std::printf("all layers, us: automatic %.0f, large %.0f, tall %.0f, small %.0f, flat %.0f, best of each %.0f\n",
+  std::printf("all layers, us: automatic %.0f, large %.0f, tall %.0f, small %.0f, flat %.0f, "
+              "best of each %.0f\n",
               sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]);
   time_linear_layers(x, w, finish, out, repeats);
   fill<<<6 * 256 * 704 * 3 / 256, 256>>>(x, 6 * 256 * 704 * 3, 1, 4.0f, 1.0f);
   check(cudaEventRecord(begin));
-  for (int i = 0; i < repeats; ++i) check(s4d::split_values_cuda(x, 6 * 256 * 704, 3, parts, nullptr));
+  for (int i = 0; i < repeats; ++i) {
+    check(s4d::split_values_cuda(x, 6 * 256 * 704, 3, parts, nullptr));
+  }
   check(cudaEventRecord(end));
   check(cudaEventSynchronize(end));
   float ms = 0;

@@ -141,6 +141,7 @@ __global__ void __launch_bounds__(kDown * kAcross * 32, kBlocks)
   settle();
   // Pieces of a row are exchanged by row, so that neither side meets bank conflicts.
   const int piece = (2 * group ^ (line & 7)) * 16;
+  const unsigned height = static_cast<unsigned>(t.height), width = static_cast<unsigned>(t.width);
   int copied = 0, copy_stage = 0;
   const auto copy = [&] {
     if (copied < t.steps) {
@@ -149,8 +150,8 @@ __global__ void __launch_bounds__(kDown * kAcross * 32, kBlocks)
 #pragma unroll
       for (int i = 0; i < kMine; ++i) {
         const bool inside = tap_y < t.kernel_height &&
-                            static_cast<unsigned>(top[i] + tap_y) < static_cast<unsigned>(t.height) &&
-                            static_cast<unsigned>(left[i] + tap_x) < static_cast<unsigned>(t.width);
+                            static_cast<unsigned>(top[i] + tap_y) < height &&
+                            static_cast<unsigned>(left[i] + tap_x) < width;
         const unsigned char* from = t.input + (inside ? int64_t{start[i] + shift} * 32 : 0);
         const uint32_t at = to + i * (kThreads / 4 * kRowBytes);
         split::copy_16(at, from, inside);

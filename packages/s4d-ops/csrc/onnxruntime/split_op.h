@@ -3,7 +3,8 @@
 // core/split_convolution.h. Tensors are of type float32, split ones too: ONNX Runtime may copy them
 // and nothing else.
 //
-//   SplitConvolution(input (N, H, W, C) split, weight (K, depth) split, finish (2, K)) -> (N, Ho, Wo, K)
+//   SplitConvolution(input (N, H, W, C) split, weight (K, depth) split, finish (2, K))
+//     -> (N, Ho, Wo, K)
 //   SplitConvolutionAdd(the same, residual (N, Ho, Wo, K))
 //   SplitMaxPool(input (N, H, W, C) split) -> (N, Ho, Wo, C)
 //   SplitLinear(input (..., C) float32, weight (K, depth) split, finish (2, K)) -> (..., K) float32
