@@ -72,7 +72,7 @@ def test_annotations_as_detections_score_high(
         detections = s4d_core.Detections(
             boxes=boxes,
             scores=0.5 + (ids % 97) / 200,
-            labels=torch.from_numpy(synth_index.label[rows][keep]).long(),
+            labels=torch.from_numpy(synth_index.label[rows][keep].copy()).long(),
             track_ids=ids,
             class_scores=torch.ones(count),
         )
