@@ -11,6 +11,7 @@ from torch import Tensor
 
 import s4d_core
 from s4d_core.backbones import ResNet
+from s4d_core.backbones.column_gradients import indexed_gradients, native_gradients
 from s4d_core.backbones.deform_conv import DeformConv2d, deform_conv2d
 
 CAFFE = s4d_core.ResNetConfig(
@@ -92,3 +93,20 @@ def test_recomputing_deformable_blocks_changes_nothing() -> None:
     assert not any(name.startswith(("conv1", "layer1")) for name in results[0])
     for name, gradient in results[0].items():
         torch.testing.assert_close(gradient, results[1][name], msg=name)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_both_gradients_are_the_same(device: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    wide = torch.promote_types(dtype, torch.float32)
+    x = torch.randn(2, 16, 14, 30, device=device).to(dtype)
+    y, x_pos, mask = (torch.rand(2, 50, device=device, dtype=wide) for _ in range(3))
+    y, x_pos = y * 20 - 3, x_pos * 36 - 3  # beyond all borders too
+    y[:, ::5], x_pos[:, ::5] = y[:, ::5].round(), x_pos[:, ::5].round()
+    grad = torch.randn(2, 16, 50, device=device).to(dtype)
+    expected = indexed_gradients(x, y, x_pos, mask, grad)
+    error = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3}[dtype]
+    for got, want in zip(native_gradients(x, y, x_pos, mask, grad), expected, strict=True):
+        assert got.dtype == want.dtype
+        torch.testing.assert_close(got, want, rtol=error, atol=error)

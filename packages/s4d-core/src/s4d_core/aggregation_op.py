@@ -72,6 +72,11 @@ def use_reference_op() -> Iterator[None]:
         _reference_depth -= 1
 
 
+def uses_native_op(device: torch.device) -> bool:
+    """Whether the aggregation on this device is the native operator of `s4d_ops.torch` now."""
+    return not _reference_depth and device.type not in PACKAGES
+
+
 def deformable_aggregation(maps: FeatureMaps, locations: Tensor, weights: Tensor) -> Tensor:
     """Weighted sum of bilinear samples.
 

@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import grid_sample
 
+from ..aggregation_op import uses_native_op
+from .column_gradients import Gradients, indexed_gradients, native_gradients
+
 __all__ = ["DeformConv2d", "deform_conv2d", "read_columns", "tap_positions"]
 
 
@@ -46,13 +49,13 @@ def deform_conv2d(
     out_height, out_width = offset.shape[-2:]
     taps = weight.shape[-2] * weight.shape[-1]
     positions = tap_positions(offset, (weight.shape[-2], weight.shape[-1]), stride, padding)
-    arguments = (x.to(offset.dtype), *positions, mask.flatten(1))
+    arguments = (x, *positions, mask.flatten(1))
     if torch.is_grad_enabled() and any(value.requires_grad for value in arguments):
         columns = _Columns.apply(*arguments)
     else:
         columns = read_columns(*arguments)
     columns = columns.reshape(batch, channels * taps, out_height * out_width)
-    out = torch.matmul(weight.flatten(1), columns.to(weight.dtype))
+    out = torch.matmul(weight.flatten(1), columns)
     return out.reshape(batch, weight.shape[0], out_height, out_width)
 
 
@@ -76,22 +79,25 @@ def tap_positions(
 
 
 def read_columns(x: Tensor, y: Tensor, x_pos: Tensor, mask: Tensor) -> Tensor:
-    """x (B, C, H, W) read at pixels (y, x_pos) and scaled by mask, all (B, P): (B, C, P)."""
+    """x (B, C, H, W) read at pixels (y, x_pos) and scaled by mask, all (B, P): (B, C, P).
+
+    Computed in the type of the positions; the result has that of `x`.
+    """
     height, width = x.shape[-2:]
     # Pixel centres to grid_sample's [-1, 1] between outer pixel edges.
     grid = torch.stack(((2 * x_pos + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1)
     read = grid_sample(
-        x, grid[:, :, None], mode="bilinear", padding_mode="zeros", align_corners=False
+        x.to(grid.dtype),
+        grid[:, :, None],
+        mode="bilinear",
+        padding_mode="zeros",
+        align_corners=False,
     )
-    return read.squeeze(-1) * mask[:, None]
+    return (read.squeeze(-1) * mask[:, None]).to(x.dtype)
 
 
 class _Columns(torch.autograd.Function):
-    """`read_columns` with a gradient of its own.
-
-    That of grid_sample takes the slope of offsets on either side of a whole pixel, as rounding
-    falls, and all offsets start at zero. This one also keeps nothing but its arguments.
-    """
+    """`read_columns` with a gradient of its own, see `column_gradients`. Keeps its arguments."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, x_pos: Tensor, mask: Tensor) -> Tensor:
@@ -100,33 +106,10 @@ class _Columns(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        x, y, x_pos, mask = ctx.saved_tensors
-        batch, channels, height, width = x.shape
-        pixels = x.flatten(2).transpose(1, 2).reshape(-1, channels)  # (B * H * W, C)
-        grad_pixels = torch.zeros_like(pixels)
-        grad_rows = grad.transpose(1, 2).reshape(-1, channels)  # (B * P, C)
-        first = torch.arange(batch, device=x.device)[:, None] * (height * width)
-        low_y, low_x = y.floor(), x_pos.floor()
-        share_y, share_x = y - low_y, x_pos - low_x
-        grad_y, grad_x, grad_mask = (torch.zeros_like(mask) for _ in range(3))
-        for down in (0, 1):
-            for right in (0, 1):
-                iy, ix = low_y + down, low_x + right
-                weight_y = share_y if down else 1 - share_y
-                weight_x = share_x if right else 1 - share_x
-                inside = (iy >= 0) & (iy < height) & (ix >= 0) & (ix < width)
-                index = first + (iy * width + ix).where(inside, 0).long()
-                weight = (weight_y * weight_x).where(inside, 0)
-                index = index.flatten()
-                # The pixel's value along the incoming gradient: all that its scalars need.
-                along = (pixels[index] * grad_rows).sum(1).view_as(mask).where(inside, 0)
-                grad_mask += weight * along
-                grad_y += (along if down else -along) * weight_x
-                grad_x += (along if right else -along) * weight_y
-                grad_pixels.index_add_(0, index, grad_rows * (weight * mask).reshape(-1, 1))
-        grad_image = grad_pixels.view(batch, height * width, channels).transpose(1, 2)
-        return grad_image.reshape(x.shape), grad_y * mask, grad_x * mask, grad_mask
+    def backward(ctx: Any, grad: Tensor) -> Gradients:
+        x, y, x_pos, mask = ctx.saved_tensors  # once: reading recomputes a checkpointed block
+        gradients = native_gradients if uses_native_op(x.device) else indexed_gradients
+        return gradients(x, y, x_pos, mask, grad)
 
 
 class DeformConv2d(nn.Module):
