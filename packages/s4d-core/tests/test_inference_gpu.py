@@ -15,7 +15,7 @@ from s4d_core.aggregation_op import FeatureMaps
 from s4d_core.inference import compile_inference
 from s4d_core.inference.precision import use_tf32
 from s4d_core.key_points import MIN_DEPTH, project_points
-from s4d_core.temporal_sampling import View
+from s4d_core.temporal_sampling import Scene, View
 
 pytestmark = [
     pytest.mark.gpu,
@@ -160,7 +160,7 @@ class Block(torch.nn.Module):
         feature, box, embed, lidar2img, image_wh = rest
         maps = self.maps._replace(feature=values)
         view = View(maps, lidar2img)
-        return self.block(feature, box, embed, view, image_wh, [], None)
+        return self.block(feature, box, embed, Scene(view, image_wh))
 
 
 def block_and_inputs() -> tuple[Block, list[torch.Tensor]]:
