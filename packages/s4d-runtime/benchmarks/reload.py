@@ -16,6 +16,7 @@ import sys
 import time
 from contextlib import suppress
 from itertools import islice
+from typing import Any
 
 from soak import Memory
 from tqdm import tqdm
@@ -30,16 +31,23 @@ def main() -> int:
     parser.add_argument("--cycles", type=int, default=100)
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--no-fuse", action="store_true", help="as in s4d-run bench")
+    parser.add_argument("--no-graph", action="store_true", help="without CUDA graphs")
     parser.add_argument("--growth", type=float, default=4.0, help="megabytes allowed")
     parser.add_argument("--json")
     args = parser.parse_args()
 
+    options: dict[str, Any] = {
+        "threads": args.threads,
+        "fuse": not args.no_fuse,
+        "cuda_graph": not args.no_graph,
+    }
     memory, loading, choice = Memory(), [], ""
     # It stays open, so that the device's context and the libraries' own memory do.
-    with Pipeline.load(args.artifact, args.backend, threads=args.threads) as watcher:
+    with Pipeline.load(args.artifact, args.backend, **options) as watcher:
         for _ in tqdm(range(args.cycles), unit="load", disable=None):
             start = time.perf_counter()
-            with Pipeline.load(args.artifact, args.backend, threads=args.threads) as pipeline:
+            with Pipeline.load(args.artifact, args.backend, **options) as pipeline:
                 loading.append(time.perf_counter() - start)
                 for frame in islice(rig_frames(pipeline.manifest, (180, 320)), 3):
                     pipeline(frame)

@@ -7,13 +7,16 @@ Every fault of ``s4d_runtime.policy`` is injected at random (about one frame in 
 tolerant policy, with a seed of its own for each pipeline. Passes if in each process neither
 resident nor device memory of the second half grows by more than ``--growth`` megabytes, no frame
 raised, and a fresh pipeline that replays the frames since the last reset (at least the last 100)
-gives the same boxes, bit for bit. Exit code 0 or 1.
+gives the same boxes, bit for bit. Exit code 0 or 1. SIGINT (Ctrl-C, to all processes) ends it
+early, with the replay and the result of what ran. Without a terminal each sample of the first
+process's memory is a line on stderr.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections import Counter
@@ -87,12 +90,16 @@ def stream(
 
 
 def run(
-    pipeline: Pipeline, args: argparse.Namespace, seed: int, memory: Memory | None, bar: bool
+    pipeline: Pipeline,
+    args: argparse.Namespace,
+    seed: int,
+    stop: Event,
+    memory: Memory | None,
+    bar: bool,
 ) -> Result:
     """Drive one pipeline; what happened since its last reset is kept for the replay."""
     result = Result()
     pipeline.stats = Stats(window=args.frames)
-    stop = Event()
     source = stream(pipeline, args, seed, stop)
     start = time.perf_counter()
     shown = tqdm(source, total=args.frames, unit="frame", disable=None if bar else True)
@@ -106,6 +113,9 @@ def run(
         result.recent.append((frame, None if detections is None else best(detections)))
         if memory is not None and number % max(1, args.frames // 200) == 0:
             memory.sample(pipeline)
+            if bar and shown.disable:
+                seconds, resident = time.perf_counter() - start, memory.resident[-1] / 1e6
+                print(f"{number} frames, {seconds:.0f} s, {resident:.1f} MB", file=sys.stderr)
         result.frames += 1
         if args.seconds and time.perf_counter() - start > args.seconds:
             stop.set()
@@ -166,6 +176,8 @@ def soak(args: argparse.Namespace, process: int) -> dict[str, Any]:
     """One process: pipelines in threads, then the replay of each."""
     memory = Memory()
     seeds = [args.seed + process * args.pipelines + n for n in range(args.pipelines)]
+    stop = Event()
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
     with ExitStack() as stack:
         pipelines = [
             stack.enter_context(
@@ -175,7 +187,9 @@ def soak(args: argparse.Namespace, process: int) -> dict[str, Any]:
         ]
         with ThreadPoolExecutor(args.pipelines) as pool:
             jobs = [
-                pool.submit(run, pipeline, args, seed, None if n else memory, n + process == 0)
+                pool.submit(
+                    run, pipeline, args, seed, stop, None if n else memory, n + process == 0
+                )
                 for n, (pipeline, seed) in enumerate(zip(pipelines, seeds, strict=True))
             ]
             results = [job.result() for job in jobs]
@@ -219,6 +233,7 @@ def main() -> int:
     if args.processes == 1:
         reports = [soak(args, 0)]
     else:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # each process ends by itself
         with ProcessPoolExecutor(args.processes, get_context("spawn")) as pool:
             reports = list(pool.map(soak, [args] * args.processes, range(args.processes)))
     total = summary(args, reports)

@@ -340,11 +340,12 @@ def test_repeated_camera_image_is_stale(pipeline, frames):
         pipeline(late)
 
 
-def test_network_output_that_is_not_finite(pipeline, frames):
+def test_network_output_that_is_not_finite(pipeline, frames, monkeypatch):
     a, b, c, d = itertools.islice(frames, 4)
     pipeline(a)
     white = np.full((90, 160, 3), 255, np.uint8)
-    with pytest.raises(BadOutputError):
+    monkeypatch.setattr(type(pipeline._backend), "advice", "; try this")
+    with pytest.raises(BadOutputError, match=r"a first one; try this$"):
         pipeline(replace(b, images=[white] * 6))
     assert echo(pipeline(c))["valid"] == 0
     assert echo(pipeline(d))["valid"] == 1

@@ -242,7 +242,7 @@ class Pipeline:
         if not (np.isfinite(outputs["boxes"]).all() and np.isfinite(outputs["scores"]).all()):
             bad = BadOutputError(
                 "expected finite boxes and scores, got NaN or infinite ones; the past is "
-                "forgotten, and the next frame is a first one"
+                f"forgotten, and the next frame is a first one{self._backend.advice}"
             )
             self._forget()
             self._fail("bad_output", bad)

@@ -78,6 +78,11 @@ class Backend(ABC):
         """What else is to be said about how it runs, or empty."""
         return ""
 
+    @property
+    def advice(self) -> str:
+        """What may help when outputs are not finite, as the end of a sentence, or empty."""
+        return ""
+
     @abstractmethod
     def buffer(self, name: str) -> NDArray[Any]:
         """The host array of an input that is not state; what is in it is used by ``run``."""

@@ -86,6 +86,10 @@ class OnnxRuntimeCuda(DeviceBackend):
         products = ("fp32x3",) if self._fp32x3 else ()
         return ", ".join((self._device.name, tf32, *products, *fused, *self.notes))
 
+    @property
+    def advice(self) -> str:
+        return "; fp32x3=False holds values beyond 65504" if self._fp32x3 else ""
+
     @classmethod
     def fuses(cls, manifest: Manifest) -> bool:
         return manifest.op == "plugin"
