@@ -29,6 +29,8 @@ STACK = {
     "runtime": ("ops", "runtime[test]"),
 }
 EVERYTHING = ("ops[torch]", "core", "runtime[test]", "train[test]", "export[test]")
+# A test that hangs (a lost worker, a dead lock) fails with a trace of every thread.
+PYTEST = ("pytest", "-q", "--timeout", "900", "-m", "not gpu")
 
 nox.needs_version = ">=2025.2.9"
 nox.options.sessions = ["tests"]
@@ -40,7 +42,7 @@ def native_build_settings() -> dict[str, str]:
     """Switches of the s4d-ops build: the torch door is demanded, CUDA is built where nvcc is."""
     settings = {"S4D_TORCH": "ON", "S4D_ORT": "ON"}
     if "S4D_CUDA_ARCHITECTURES" not in os.environ:
-        # All seven take over eight minutes on two cores; name them to release a wheel.
+        # All eight take over ten minutes on two cores; name them to release a wheel.
         settings["S4D_CUDA_ARCHITECTURES"] = "native" if shutil.which("nvidia-smi") else "90"
     return settings
 
@@ -138,12 +140,12 @@ def tests(session: nox.Session, package: str) -> None:
     """The tests of every package in an environment with only what it declares, then all at once."""
     if package == "together":
         install(session, *EVERYTHING)
-        session.run("pytest", "-q", "-m", "not gpu", "tests", *session.posargs)
+        session.run(*PYTEST, "tests", *session.posargs)
         return
     install(session, *STACK[package])
     env = tensorrt_builder(session) if package == "export" else {}
     with session.chdir(ROOT / "packages" / f"s4d-{package}"):
-        session.run("pytest", "-q", "-m", "not gpu", *session.posargs, env=env)
+        session.run(*PYTEST, *session.posargs, env=env)
 
 
 @nox.session
@@ -215,7 +217,7 @@ def rerun(session: nox.Session) -> None:
     """The rerun recording, with the NumPy that rerun-sdk needs."""
     session.install("--quiet", wheel(session, "ops"), f"{wheel(session, 'runtime')}[rerun,test]")
     with session.chdir(ROOT / "packages" / "s4d-runtime"):
-        session.run("pytest", "-q", "tests/test_runtime_recording.py")
+        session.run(*PYTEST, "tests/test_runtime_recording.py")
 
 
 @nox.session
@@ -238,10 +240,10 @@ def tensorrt(session: nox.Session) -> None:
     settings["S4D_TENSORRT_INCLUDE_DIR"] = ";".join(folders[major] for major in sorted(folders))
     session.install("--quiet", f"{source}[test]", env=settings)
     with session.chdir(source):
-        session.run("pytest", "-q", "-m", "not gpu", "-k", "tensorrt", "tests", env=settings)
+        session.run(*PYTEST, "-k", "tensorrt", "tests", env=settings)
         for major in sorted(folders):  # each version's own plugin registry, of the lean runtime
             session.install("--quiet", "--no-deps", f"tensorrt-lean-cu13-libs=={major}.*")
-            session.run("pytest", "-q", "-k", "real_plugin_registry", "tests", env=settings)
+            session.run(*PYTEST, "-k", "real_plugin_registry", "tests", env=settings)
     if 11 in folders:
         session.log(f"compiled against TensorRT {' and '.join(map(str, sorted(folders)))}")
     else:
@@ -263,7 +265,24 @@ def tensorrt_major(session: nox.Session, folder: Path) -> int:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """The CPU benchmarks of all packages as Markdown tables (the GPU's: tools/gpu_check.sh)."""
+    """The kernels and the demo's model on the CPU as Markdown tables; `-- NAME ARGS` runs one.
+
+    NAME is a script of packages/*/benchmarks; the rest of the line goes to it. What a GPU has to
+    show: tools/gpu_check.sh.
+    """
+    scripts = {path.stem: str(path) for path in sorted(ROOT.glob("packages/*/benchmarks/*.py"))}
+    name, *arguments = session.posargs or ["cpu_kernels"]
+    if name not in scripts:
+        session.error(f"expected one of {', '.join(scripts)}, got {name}")
     install(session, *EVERYTHING)
-    for script in sorted(ROOT.glob("packages/*/benchmarks/cpu_*.py")):
-        session.run("python", str(script), *session.posargs)
+    session.run("python", scripts[name], *arguments)
+    if session.posargs:
+        return
+    folder = ROOT / "build" / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    artifacts = []
+    for op in ("plugin", "standard"):  # our operator, and the same in standard ones
+        artifacts.append(str(folder / f"tiny_{op}.s4d"))
+        demo = str(ROOT / "demo" / "sparse4dv3_tiny")
+        session.run("s4d-export", "onnx", demo, "--op", op, "-o", artifacts[-1])
+    session.run("python", scripts["cpu_operator_modes"], *artifacts)

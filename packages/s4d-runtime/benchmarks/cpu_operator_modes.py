@@ -22,7 +22,7 @@ from s4d_runtime.rig import rig_frames
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("artifacts", nargs="*", help="NAME.s4d ...; without any nothing is done")
+    parser.add_argument("artifacts", nargs="+", help="NAME.s4d ...")
     parser.add_argument("--frames", type=int, default=60)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--raw-size", default="900x1600")
@@ -44,8 +44,6 @@ def main() -> int:
                 if number >= 3:
                     times[index].append(time.perf_counter() - start)
                     work[index].append(time.process_time() - used)
-    if not pipelines:
-        return 0
     print("| artifact | median ms | best ms | frames/s | ratio | CPU ms | CPU ratio |")
     print("|---|---|---|---|---|---|---|")
     first = np.array(times[0])
