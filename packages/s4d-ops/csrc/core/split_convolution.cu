@@ -281,10 +281,14 @@ int tiles(const Task& t, int rows, int columns) {
   return (t.pixels + rows - 1) / rows * ((t.channels + columns - 1) / columns);
 }
 
+constexpr int ring_bytes(int rows, int columns, int stages) {
+  return stages * (rows + columns) * kRowBytes;
+}
+
 template <bool kPlain, int kRows, int kColumns, int kDown, int kAcross, int kStages, int kBlocks>
 cudaError_t launch(Task t, cudaStream_t stream) {
   const auto kernel = split_kernel<kPlain, kRows, kColumns, kDown, kAcross, kStages, kBlocks>;
-  constexpr int kBytes = kStages * (kRows + kColumns) * kRowBytes;
+  constexpr int kBytes = ring_bytes(kRows, kColumns, kStages);
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
@@ -293,12 +297,20 @@ cudaError_t launch(Task t, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
+struct DeviceSize {
+  int processors = 0;
+  int shared_bytes = 0;  // that one block may have
+};
+
 // Relative time of a shape: passes over the device, times what a tile takes.
-SplitTile best(const Task& t, int processors, bool plain) {
+SplitTile best(const Task& t, const DeviceSize& device, bool plain) {
   const auto passes = [&](int rows, int columns, int beside) {
-    return (tiles(t, rows, columns) + processors * beside - 1) / (processors * beside);
+    const int together = device.processors * beside;
+    return (tiles(t, rows, columns) + together - 1) / together;
   };
-  const int large = passes(128, 128, 1) * 16, tall = passes(128, 64, 3) * 23;
+  // The large tile's ring fits 8.0, 8.7, 9.0 and 10.0, not 8.6, 8.9 and 12.0.
+  const bool roomy = device.shared_bytes >= ring_bytes(128, 128, 4);
+  const int large = roomy ? passes(128, 128, 1) * 16 : INT32_MAX, tall = passes(128, 64, 3) * 23;
   const int small = passes(64, 64, 3) * 15;
   const int flat = passes(32, 64, 3) * 10;
   if (flat < small && (plain || (flat < large && flat < tall))) return SplitTile::flat;
@@ -306,17 +318,17 @@ SplitTile best(const Task& t, int processors, bool plain) {
   return large < tall ? SplitTile::large : SplitTile::tall;
 }
 
-// The current device's number of processors; 0 where it is too old.
-cudaError_t look_at_device(int* processors) {
+// Of the current device; no processors where it is too old.
+cudaError_t look_at_device(DeviceSize* size) {
   int device = 0, major = 0;
   cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  }
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(processors, cudaDevAttrMultiProcessorCount, device);
-  }
-  if (error == cudaSuccess && major < 8) *processors = 0;
+  const auto look = [&](int* value, cudaDeviceAttr attribute) {
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(value, attribute, device);
+  };
+  look(&major, cudaDevAttrComputeCapabilityMajor);
+  look(&size->processors, cudaDevAttrMultiProcessorCount);
+  look(&size->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  if (major < 8) size->processors = 0;
   return error;
 }
 
@@ -335,10 +347,10 @@ std::string split_convolution_cuda(const SplitConvolution& args, SplitTile tile)
     return "split convolution: a tensor is too large";
   }
   if (out[0] * out[1] * out[2] * out[3] == 0) return {};
-  int processors = 0;
-  const cudaError_t seen = look_at_device(&processors);
+  DeviceSize device;
+  const cudaError_t seen = look_at_device(&device);
   if (seen != cudaSuccess) return named(seen);
-  if (processors == 0) return "split convolution: needs compute capability 8.0";
+  if (device.processors == 0) return "split convolution: needs compute capability 8.0";
   Task t{};
   t.input = static_cast<const unsigned char*>(args.input);
   t.weight = static_cast<const unsigned char*>(args.weight);
@@ -363,7 +375,7 @@ std::string split_convolution_cuda(const SplitConvolution& args, SplitTile tile)
   t.relu = args.relu;
   t.split_output = args.split_output;
   const cudaStream_t stream = static_cast<cudaStream_t>(args.stream);
-  if (tile == SplitTile::automatic) tile = best(t, processors, args.plain_input);
+  if (tile == SplitTile::automatic) tile = best(t, device, args.plain_input);
   if (args.plain_input) {
     return named(tile == SplitTile::flat ? launch<true, 32, 64, 2, 2, 6, 3>(t, stream)
                                          : launch<true, 64, 64, 2, 2, 4, 3>(t, stream));
