@@ -135,8 +135,8 @@ def test_fused_operators(build: Callable[[], bytes]) -> None:
     from s4d_runtime.backends.fusion import fuse_model
 
     model = build()
-    rewritten, convolutions, chains, _, layers = fuse_model(model, fp32x3=True)
-    assert convolutions + chains + layers > 2
+    rewritten, convolutions, chains, _, products = fuse_model(model, fp32x3=True)
+    assert convolutions + chains + products > 2
     pictures = np.random.default_rng(1).integers(0, 256, (2, HEIGHT, WIDTH, 3), dtype=np.uint8)
     host = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     options = ort.SessionOptions()

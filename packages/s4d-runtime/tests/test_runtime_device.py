@@ -166,25 +166,34 @@ def test_a_failed_capture_leaves_ordinary_runs(trt: Any, engine: Path, driver: F
 def test_without_what_the_engine_does_not_take(
     trt: Any, engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fused operators go first, CUDA graphs next; both are named, and what is left works."""
+    """Split products go first, fused operators and CUDA graphs next; all are named."""
     from s4d_runtime.backends.tensorrt import TensorRT
 
-    opened: list[tuple[bool, bool]] = []
+    opened: list[tuple[bool, bool, bool]] = []
     working = TensorRT.open
 
     def refuse(self: Any, artifact: Any, options: Any) -> None:
-        opened.append((options.fuse, options.cuda_graph))
+        opened.append((options.fp32x3, options.fuse, options.cuda_graph))
         if options.fuse or options.cuda_graph:
             raise BackendError(f"attempt {len(opened)}")
         working(self, artifact, options)
 
     monkeypatch.setattr(TensorRT, "fuses", lambda manifest: True)
     monkeypatch.setattr(TensorRT, "open", refuse)
+    attempts = [(False, True, True), (False, False, True), (False, False, False)]
     with Pipeline.load(engine) as loaded:
         choice = loaded.backend_choice
     assert "without fused operators: attempt 1" in choice
     assert "without CUDA graphs: attempt 2" in choice
-    assert opened == [(True, True), (False, True), (False, False)]
+    assert opened == attempts
+    monkeypatch.setattr(TensorRT, "splits", lambda manifest: True)
+    opened.clear()
+    with Pipeline.load(engine) as loaded:
+        assert "without fp32x3: attempt 1" in loaded.backend_choice
+    assert opened == [(True, True, True), *attempts]
+    opened.clear()
+    with Pipeline.load(engine, tf32=True):
+        assert opened == attempts
     opened.clear()
     with Pipeline.load(engine, cuda_graph=False, fuse=False) as loaded:
         assert "without CUDA graphs, as asked" in loaded.backend_choice

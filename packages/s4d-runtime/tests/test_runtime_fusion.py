@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from s4d_runtime.backends.fused_chains import DOMAIN
 from s4d_runtime.backends.fusion import fuse_model
 from s4d_runtime.backends.split_convolutions import split_weight
+from s4d_runtime.errors import BackendError
 
 HEIGHT, WIDTH = 32, 48
 
@@ -491,6 +493,33 @@ def test_weights_that_are_nothing_or_not_finite() -> None:
     )
 
 
+@pytest.mark.parametrize("single", (False, True))
+def test_noted_sizes_are_those_of_the_tensors(single: bool) -> None:
+    """In the graph of the GPU tests, which crops the pictures: an engine believes what is noted."""
+    from runtime_fused import fused_onnx
+    from runtime_tiny import tiny_manifest
+
+    rewritten, convolutions, chains, others, _ = fuse_model(
+        fused_onnx(tiny_manifest(), single), fp32x3=True
+    )
+    assert (convolutions, chains, others) == (11, 1, 0)
+    proto = onnx.load_from_string(plain(rewritten))
+    made = {name for node in proto.graph.node for name in node.output}
+    noted = {
+        value.name: [d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in proto.graph.value_info
+        if value.name in made
+    }
+    assert len(noted) > 10
+    del proto.graph.value_info[:]
+    proto.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in noted)
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    kinds = {"tensor(uint8)": np.uint8, "tensor(int32)": np.int32, "tensor(float)": np.float32}
+    feed = {i.name: np.ones(i.shape, kinds[i.type]) for i in session.get_inputs()}
+    for shape, array in zip(noted.values(), session.run([*noted], feed), strict=True):
+        assert shape == list(array.shape)
+
+
 def branches_of(model: bytes) -> list[str]:
     proto = onnx.load_from_string(model)
     nodes = [node for node in proto.graph.node if node.op_type == "DenseChains"]
@@ -533,7 +562,7 @@ def test_a_network_stays_channels_last() -> None:
 
 
 def test_other_graphs_stay_as_they_are() -> None:
-    """Single precision, inner graphs, no convolution, and bytes that are no model."""
+    """Single precision, inner graphs, no convolution."""
     g = Graph()
     single = onnx.load_from_string(g.model(g.conv(g.pictures(), 3, 8)))
     for tensor in single.graph.initializer:
@@ -547,18 +576,29 @@ def test_other_graphs_stay_as_they_are() -> None:
         single.SerializeToString(),
         inner.SerializeToString(),
         none.model(none.pictures()),
-        b"not a model",
-        network()[:-100],
     ]
     for model in models:
         assert fuse_model(model) == (model, 0, 0, 0, 0)
+
+
+def test_graphs_that_are_not_sound(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG", "s4d_runtime"):
+        for model in (b"not a model", network()[:-100]):
+            with pytest.raises(BackendError, match="could not be fused"):
+                fuse_model(model)
+    assert [record.exc_info is not None for record in caplog.records] == [True, True]
 
 
 @pytest.mark.parametrize(
     "build", (network, head, single_network, linear), ids=lambda build: build.__name__
 )
 def test_damaged_models_do_no_harm(build: Callable[[], bytes]) -> None:
-    """Any damage gives a model for the engine to judge, never an error of the rewriting."""
+    """Any damage gives a model for the engine to judge, or the error that leaves it to it."""
+
+    def check(model: bytes) -> None:
+        with suppress(BackendError):
+            assert isinstance(fuse_model(model, fp32x3=True).model, bytes)
+
     rng = np.random.default_rng(0)
     model = build()
     # Weights aside, which are most of the bytes and where damage changes only numbers.
@@ -569,7 +609,7 @@ def test_damaged_models_do_no_harm(build: Callable[[], bytes]) -> None:
             damaged[place] = rng.integers(256)
         if rng.random() < 0.2:
             del damaged[rng.integers(len(damaged)) :]
-        assert isinstance(fuse_model(bytes(damaged), fp32x3=True).model, bytes)
+        check(bytes(damaged))
     graph = onnx.load_from_string(model)
     for _ in range(200):
         changed = onnx.ModelProto()
@@ -584,4 +624,4 @@ def test_damaged_models_do_no_harm(build: Callable[[], bytes]) -> None:
         else:
             tensor = changed.graph.initializer[rng.integers(len(graph.graph.initializer))]
             tensor.dims[:] = rng.integers(-1, 1 << 40, rng.integers(0, 5)).tolist()
-        assert isinstance(fuse_model(changed.SerializeToString(), fp32x3=True).model, bytes)
+        check(changed.SerializeToString())

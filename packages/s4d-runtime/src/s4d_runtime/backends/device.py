@@ -85,7 +85,7 @@ class DeviceBackend(Backend):
     def load(cls, artifact: Artifact, options: EngineOptions) -> Self:
         """With what makes it fast, as far as the engine takes it; ``notes`` say what it did not."""
         fuse = options.fuse and cls.fuses(artifact.manifest)
-        fp32x3 = fuse and options.fp32x3 and not options.tf32
+        fp32x3 = fuse and options.fp32x3 and not options.tf32 and cls.splits(artifact.manifest)
         attempts = [replace(options, fuse=fuse, fp32x3=fp32x3)]
         if fp32x3:
             attempts.append(replace(attempts[-1], fp32x3=False))
@@ -115,6 +115,11 @@ class DeviceBackend(Backend):
     @classmethod
     def fuses(cls, manifest: Manifest) -> bool:
         """Whether the engine would run this graph with operators fused by s4d-ops."""
+        return False
+
+    @classmethod
+    def splits(cls, manifest: Manifest) -> bool:
+        """Whether these could be split products, see `EngineOptions.fp32x3`."""
         return False
 
     @classmethod

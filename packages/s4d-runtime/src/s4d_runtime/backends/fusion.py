@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 
-from ..errors import OnnxFileError
+from ..errors import BackendError, OnnxFileError
 from .fused_chains import DOMAIN, fuse_chains
 from .fused_convolutions import fuse_convolutions
 from .onnx_edit import EditableModel
@@ -13,18 +14,20 @@ from .split_linear import split_linear_layers
 
 __all__ = ["FusedModel", "fuse_model"]
 
+log = logging.getLogger("s4d_runtime")
+
 
 class FusedModel(NamedTuple):
     """A model, what was fused in it, and how many convolutions were not.
 
-    ``layers``: linear layers in split products.
+    ``products``: convolutions and linear layers in split products.
     """
 
     model: bytes
     convolutions: int = 0
     chains: int = 0
     others: int = 0
-    layers: int = 0
+    products: int = 0
 
 
 def fuse_model(model: bytes, fp32x3: bool = False) -> FusedModel:
@@ -33,12 +36,26 @@ def fuse_model(model: bytes, fp32x3: bool = False) -> FusedModel:
     Args:
         fp32x3: float32 convolutions and linear layers as sums of half-precision products, see
             `split_convolutions`; not in graphs with half-precision convolutions.
+
+    Raises:
+        BackendError: the graph is not sound, or its rewriting has a fault. The engine may still
+            take the graph as it is, or say what is wrong with it.
     """
     try:
         return _fused(model, fp32x3)
-    # What a graph that is not sound leads to; the engine will say what is wrong with it.
-    except (OnnxFileError, ValueError, TypeError, LookupError, ArithmeticError, StopIteration):
-        return FusedModel(model)
+    # What a graph that is not sound leads to.
+    except (
+        OnnxFileError,
+        ValueError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+        StopIteration,
+    ) as error:
+        log.debug("operators of a graph could not be fused", exc_info=True)
+        raise BackendError(
+            f"its operators could not be fused ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _fused(model: bytes, fp32x3: bool) -> FusedModel:
@@ -47,11 +64,11 @@ def _fused(model: bytes, fp32x3: bool) -> FusedModel:
         return FusedModel(model)  # inner graphs read tensors without naming them as inputs
     chains = fuse_chains(graph)
     convolutions = fuse_convolutions(graph)
-    layers = 0
+    products = 0
     if fp32x3 and not convolutions:
         convolutions = split_convolutions(graph)
-        layers = split_linear_layers(graph)
-    if not (chains or convolutions or layers):
+        products = convolutions + split_linear_layers(graph)
+    if not (chains or convolutions or products):
         return FusedModel(model)
     others = sum(node.op_type == "Conv" for node in graph.nodes)
-    return FusedModel(graph.encode(DOMAIN), convolutions, chains, others, layers)
+    return FusedModel(graph.encode(DOMAIN), convolutions, chains, others, products)

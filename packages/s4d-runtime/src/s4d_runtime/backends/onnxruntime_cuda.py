@@ -94,6 +94,10 @@ class OnnxRuntimeCuda(DeviceBackend):
     def fuses(cls, manifest: Manifest) -> bool:
         return manifest.op == "plugin"
 
+    @classmethod
+    def splits(cls, manifest: Manifest) -> bool:
+        return manifest.precision == "fp32"
+
     def _free_engine(self) -> None:
         self._bindings = []
         self._session = None
@@ -114,10 +118,9 @@ class OnnxRuntimeCuda(DeviceBackend):
         if options.fuse:
             from .fusion import fuse_model  # here, because importing the package must stay quick
 
-            split = options.fp32x3 and artifact.manifest.precision == "fp32"
-            data, convolutions, chains, others, layers = fuse_model(data, split)
+            data, convolutions, chains, others, products = fuse_model(data, options.fp32x3)
             self._fused = convolutions, chains
-            self._fp32x3 = split and convolutions + layers > 0
+            self._fp32x3 = products > 0
             # A graph without convolutions of ONNX Runtime's own is the faster in its own layout.
             half = half and (others > 0 or convolutions == 0)
         provider = {
