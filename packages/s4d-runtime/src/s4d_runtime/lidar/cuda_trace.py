@@ -38,14 +38,14 @@ def trace(
     given = Inputs(features.address, features.dtype, indices.address, features.shape[0])
     bound.launch(given, 0, 0, stream)
     levels = program.sites.levels
-    counts = download(stream, program.state + 4 * COUNTS, (len(levels),), np.int32)
+    counts = download(stream, program.places.state + 4 * COUNTS, (len(levels),), np.int32)
     rows = {
-        lv.index: download(stream, program.rows_at(lv), (int(counts[lv.index]), 4), np.int32)
+        lv.index: download(stream, program.places.rows_at(lv), (int(counts[lv.index]), 4), np.int32)
         for lv in levels
     }
     books: dict[int, dict[Any, Any]] = {}
     tensors = {}
-    for name in program.tensors:
+    for name in program.places.tensors:
         level, storage = program.sites.of_tensor[name], plan.storage[name]
         address, _, stride = program.tensor_at(name)
         wide = download(stream, address, (int(counts[level.index]), stride), storage.dtype)
