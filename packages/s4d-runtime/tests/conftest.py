@@ -1,17 +1,22 @@
-"""Fixtures: the tiny artifact, a made data set, the shared keyframe."""
+"""Fixtures: the tiny artifact, stand-ins of a device, a made data set, the shared keyframe."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fake_cuda import FakeDriver, fake_tensorrt
 from runtime_dataset import write_dataset
-from runtime_tiny import tiny_artifact
+from runtime_tiny import stream_of, tiny_artifact, tiny_manifest, tiny_onnx
 
 from s4d_runtime import Pipeline
-from s4d_runtime.rig import rig_frames
+from s4d_runtime.artifact import write_artifact
+from s4d_runtime.cuda import driver as driver_module
+from s4d_runtime.cuda import images as images_module
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -30,7 +35,42 @@ def pipeline(artifact: Path) -> Iterator[Pipeline]:
 @pytest.fixture
 def frames(pipeline: Pipeline):
     """Sound frames of raw size 90 x 160, half a second apart."""
-    return rig_frames(pipeline.manifest, (90, 160), interval=0.5)
+    return stream_of(pipeline)
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    """A stand-in of the CUDA driver, which the package calls from now on."""
+    fake = FakeDriver()
+    for module in (driver_module, sys.modules["s4d_runtime.cuda.memory"]):
+        monkeypatch.setattr(module, "_library", lambda: fake)
+    monkeypatch.setattr(images_module, "resize_crop", fake.resize_crop)
+    return fake
+
+
+@pytest.fixture
+def trt(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A stand-in of the package tensorrt, over that driver."""
+    from s4d_runtime.backends import tensorrt as backend
+
+    module = fake_tensorrt(driver, tiny_onnx())
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    monkeypatch.setattr(backend, "find_spec", lambda name: name == "tensorrt" or None)
+    return module
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Path:
+    """An engine artifact for it."""
+    return write_artifact(
+        tmp_path / "e.s4d", tiny_manifest(kind="engine"), {"model.engine": b"engine"}
+    )
+
+
+@pytest.fixture
+def device_pipeline(trt: Any, engine: Path) -> Iterator[Pipeline]:
+    with Pipeline.load(engine, policy="tolerant") as loaded:
+        yield loaded
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ begins with the first ten entries of the first camera's ``lidar2img``.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from s4d_runtime import Detections, Frame, Pipeline
 from s4d_runtime.artifact import (
     Manifest,
     Preprocessing,
@@ -25,7 +27,9 @@ from s4d_runtime.artifact import (
 )
 from s4d_runtime.nuscenes import DETECTION_NAMES
 from s4d_runtime.nuscenes.dataset import CAMERA_ORDER
+from s4d_runtime.rig import rig_frames
 
+RAW = (90, 160)  # height, width of the cameras
 SIZE = (32, 88)  # network height, width
 COUNT = 6  # boxes and temporal slots
 CHANNELS = 4
@@ -140,3 +144,18 @@ def tiny_onnx(manifest: Manifest | None = None) -> bytes:
 def tiny_artifact(path: Path, **changes: Any) -> Path:
     manifest = tiny_manifest(**changes)
     return write_artifact(path, manifest, {"model.onnx": tiny_onnx()})
+
+
+def load(artifact: Path, **options: Any) -> Pipeline:
+    return Pipeline.load(artifact, threads=1, **options)
+
+
+def stream_of(pipeline: Pipeline, seed: int = 0) -> Iterator[Frame]:
+    """Sound frames, half a second apart."""
+    return rig_frames(pipeline.manifest, RAW, interval=0.5, seed=seed)
+
+
+def echo(detections: Detections) -> dict[str, Any]:
+    """What the graph was given."""
+    row = detections.boxes[0]
+    return {"dt": row[0], "valid": row[1], "moved": row[2:5], "count": row[5]}
