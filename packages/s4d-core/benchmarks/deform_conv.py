@@ -83,19 +83,21 @@ def main() -> None:
         full = s4d_core.get_config(name)
         return small(full) if args.reduced else full
 
-    model, shown = prepared(config(ONE), args.device), frame(config(ONE), args.device, 0)
-    for precision in ("fp32", "bf16"):
-        half = precision == "bf16"
+    def frames() -> None:
+        model, shown = prepared(config(ONE), args.device), frame(config(ONE), args.device, 0)
+        for precision in ("fp32", "bf16"):
+            half = precision == "bf16"
 
-        def one(half: bool = half) -> object:
-            with torch.no_grad(), torch.autocast(args.device, torch.bfloat16, enabled=half):
-                return model(**shown)
+            def one(half: bool = half) -> object:
+                with torch.no_grad(), torch.autocast(args.device, torch.bfloat16, enabled=half):
+                    return model(**shown)
 
-        for kind in (VERSIONS[0], VERSIONS[2]):
-            with version(kind):
-                ms = milliseconds(one, args.device, args.repeat)
-            put(f"{ONE}, frame, {precision}, {kind}, ms", ms)
-    del model
+            for kind in (VERSIONS[0], VERSIONS[2]):
+                with version(kind):
+                    ms = milliseconds(one, args.device, args.repeat)
+                put(f"{ONE}, frame, {precision}, {kind}, ms", ms)
+
+    frames()
     for name, batch in ((ONE, 1), (FOUR, 1), (FOUR, 2)):
         for kind in VERSIONS:
             with version(kind):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -95,18 +96,76 @@ def test_recomputing_deformable_blocks_changes_nothing() -> None:
         torch.testing.assert_close(gradient, results[1][name], msg=name)
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
-def test_both_gradients_are_the_same(device: str, dtype: torch.dtype) -> None:
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("reference", [False, True], ids=["native", "torch"])
+@pytest.mark.parametrize("size", [(3, 4), (1, 1), (1, 5), (4, 1)], ids=str)
+def test_gradients_are_those_of_finite_differences(
+    device: str, reference: bool, size: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    height, width = size
+    moves = torch.randn(1, 18, height, width, dtype=torch.float64, device=device) * 2
+    whole = moves.floor()  # at whole pixels the slope jumps
+    inputs = (
+        torch.randn(1, 2, height, width, dtype=torch.float64, device=device),
+        whole + (moves - whole).clamp(0.05, 0.95),
+        torch.rand(1, 9, height, width, dtype=torch.float64, device=device),
+        torch.randn(2, 2, 3, 3, dtype=torch.float64, device=device),
+    )
+    # Features are added up by atomic operations on the device, in any order.
+    tolerance = 1e-12 if device == "cuda" else 0.0
+    with s4d_core.use_reference_op() if reference else nullcontext():
+        assert torch.autograd.gradcheck(
+            deform_conv2d, [value.requires_grad_() for value in inputs], nondet_tol=tolerance
+        )
+
+
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("size", [(2, 16, 14, 30), (1, 1, 1, 1), (2, 3, 5, 15)], ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_both_gradients_are_the_same(
+    device: str, dtype: torch.dtype, size: tuple[int, int, int, int], channels_last: bool
+) -> None:
     torch.manual_seed(0)
     wide = torch.promote_types(dtype, torch.float32)
-    x = torch.randn(2, 16, 14, 30, device=device).to(dtype)
-    y, x_pos, mask = (torch.rand(2, 50, device=device, dtype=wide) for _ in range(3))
-    y, x_pos = y * 20 - 3, x_pos * 36 - 3  # beyond all borders too
+    batch, channels, height, width = size
+    x = torch.randn(size, device=device).to(dtype)
+    y, x_pos, mask = (torch.rand(batch, 50, device=device, dtype=wide) for _ in range(3))
+    y, x_pos = y * (height + 6) - 3, x_pos * (width + 6) - 3  # beyond all borders too
     y[:, ::5], x_pos[:, ::5] = y[:, ::5].round(), x_pos[:, ::5].round()
-    grad = torch.randn(2, 16, 50, device=device).to(dtype)
+    for position in (y, x_pos):
+        position[:, :3] = torch.tensor([torch.nan, torch.inf, -1e30])
+    grad = torch.randn(batch, channels, 50, device=device).to(dtype)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+        grad = grad.transpose(1, 2).contiguous().transpose(1, 2)
+        y, x_pos, mask = (value.t().contiguous().t() for value in (y, x_pos, mask))
     expected = indexed_gradients(x, y, x_pos, mask, grad)
-    error = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3}[dtype]
+    error = TOLERANCES[dtype]
     for got, want in zip(native_gradients(x, y, x_pos, mask, grad), expected, strict=True):
         assert got.dtype == want.dtype
         torch.testing.assert_close(got, want, rtol=error, atol=error)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_compiled_gradients_are_the_same(device: str) -> None:
+    torch.manual_seed(0)
+    layer = DeformConv2d(4, 4).to(device)
+    torch.nn.init.normal_(layer.conv_offset.weight, std=0.3)
+    x = torch.randn(2, 4, 9, 11, device=device)
+    step = torch.compile(lambda x: layer(layer(x)), backend="aot_eager", fullgraph=True)
+    results = []
+    for run in (lambda x: layer(layer(x)), step):
+        layer.zero_grad()
+        run(x).square().mean().backward()
+        results.append([p.grad.clone() for p in layer.parameters() if p.grad is not None])
+    assert len(results[0]) == 3
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)

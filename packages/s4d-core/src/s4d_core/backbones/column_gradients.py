@@ -6,8 +6,6 @@ and all offsets start at zero. Both of these take the slope towards larger coord
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import torch
 from torch import Tensor
 
@@ -23,7 +21,8 @@ def native_gradients(x: Tensor, y: Tensor, x_pos: Tensor, mask: Tensor, grad: Te
     The operator leaves out what is half a pixel or more outside a map. So the map gets a frame of
     zeros, and sides that are powers of two, with which positions stay exact.
     """
-    import_module("s4d_ops.torch")  # loads the operator
+    from s4d_ops import torch as _loads_the_operator  # noqa: F401
+
     batch, channels, height, width = x.shape
     rows, columns = (1 << (size + 1).bit_length() for size in (height, width))
     framed = x.new_zeros(batch, rows, columns, channels)
@@ -61,7 +60,8 @@ def indexed_gradients(x: Tensor, y: Tensor, x_pos: Tensor, mask: Tensor, grad: T
     grad_rows = grad.to(wide).transpose(1, 2).reshape(-1, channels)  # (B * P, C)
     first = torch.arange(batch, device=x.device)[:, None] * (height * width)
     low_y, low_x = y.floor(), x_pos.floor()
-    share_y, share_x = y - low_y, x_pos - low_x
+    # Positions that are not finite are outside, and their shares must not make zeros nan.
+    share_y, share_x = (y - low_y).nan_to_num(0.0), (x_pos - low_x).nan_to_num(0.0)
     grad_y, grad_x, grad_mask = (torch.zeros_like(mask) for _ in range(3))
     for down in (0, 1):
         for right in (0, 1):
