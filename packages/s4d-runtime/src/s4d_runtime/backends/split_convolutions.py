@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .fused_convolutions import ALIGN, DOMAIN, ConvolutionRewriter, Size
+from .channels_last import Size
+from .fused_convolutions import ALIGN, DOMAIN, ConvolutionRewriter
 from .onnx_edit import EditableModel, Node
 
 __all__ = ["split_convolutions", "split_weight"]
