@@ -71,9 +71,9 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=10)
     parser.add_argument("--out", default="")
     args = parser.parse_args()
-    found: dict[str, float] = {}
+    found: dict[str, float | None] = {}
 
-    def put(key: str, value: float) -> None:
+    def put(key: str, value: float | None) -> None:
         found[key] = value
         print(time.strftime("%X"), f"{key}: {value}", flush=True)
         if args.out:
@@ -103,6 +103,7 @@ def main() -> None:
             with version(kind):
                 part = training(config(name), args.device, batch, args.repeat)
             put(f"{name}, step of {batch}, {kind}, s", part["seconds"])
+            put(f"{name}, step of {batch}, {kind}, GB", part["gb"])
 
 
 if __name__ == "__main__":
