@@ -53,8 +53,8 @@ class TrackComparison:
     """Collects frame after frame; ``result`` judges.
 
     A confident detection has a score of at least 0.2 or is one of the ten best of its frame. Its
-    counterpart is the nearest detection of the other side with its label within two metres, at
-    any score.
+    counterpart is the nearest detection of the other side within two metres, at any score, and with
+    its label; below a score of 0.2 the class is as good as undecided, and another is taken too.
     """
 
     def __init__(self, limits: TrackLimits) -> None:
@@ -139,8 +139,10 @@ def _pairs(
     """Pair `rows` of one side with detections of the other, nearest pairs first."""
     centres = own["boxes"][rows, :3].astype(np.float64)
     cost = np.linalg.norm(centres[:, None] - other["boxes"][None, :, :3], axis=-1)
-    cost[own["labels"][rows][:, None] != other["labels"][None]] = np.inf
     cost[~(cost <= RADIUS)] = np.inf  # NaN too
+    another = own["labels"][rows][:, None] != other["labels"][None]
+    sure = own["scores"][rows][:, None] >= CONFIDENT
+    cost += np.where(another, np.where(sure, np.inf, 1.0), 0.0)
     # Of several detections on one object, the one of like score is the counterpart.
     cost += np.abs(own["scores"][rows][:, None] - other["scores"][None])
     cost[np.isnan(cost)] = np.inf
