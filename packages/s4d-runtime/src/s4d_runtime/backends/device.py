@@ -48,6 +48,9 @@ _ENGINES = threading.RLock()
 
 STAGES = ("gpu_upload", "gpu_resize", "gpu_network", "gpu_download")
 
+# Options that an engine may refuse, in the order in which it is loaded without them.
+EXTRAS = {"fp32x3": "fp32x3", "fuse": "fused operators", "cuda_graph": "CUDA graphs"}
+
 
 class DeviceBackend(Backend):
     """Base of engines on a CUDA device. A subclass binds addresses and starts the network."""
@@ -85,32 +88,25 @@ class DeviceBackend(Backend):
     def load(cls, artifact: Artifact, options: EngineOptions) -> Self:
         """With what makes it fast, as far as the engine takes it; ``notes`` say what it did not."""
         fuse = options.fuse and cls.fuses(artifact.manifest)
-        fp32x3 = fuse and options.fp32x3 and not options.tf32 and cls.splits(artifact.manifest)
-        attempts = [replace(options, fuse=fuse, fp32x3=fp32x3)]
-        if fp32x3:
-            attempts.append(replace(attempts[-1], fp32x3=False))
-        if fuse:
-            attempts.append(replace(attempts[-1], fuse=False))
-        if options.cuda_graph:
-            attempts.append(replace(attempts[-1], cuda_graph=False))
+        split = fuse and options.fp32x3 and not options.tf32 and cls.splits(artifact.manifest)
+        wanted = replace(options, fuse=fuse, fp32x3=split)
         notes = [] if options.cuda_graph else ["without CUDA graphs, as asked"]
-        for attempt, weaker in zip(attempts, [*attempts[1:], None], strict=True):
+        while True:
             try:
-                backend = cls._load(artifact, attempt)
+                backend = cls._load(artifact, wanted)
             except (BackendUnavailableError, DeviceMemoryError, DeviceLostError):
                 raise
             except BackendError as error:
-                if weaker is None:
+                part = next((name for name in EXTRAS if getattr(wanted, name)), None)
+                if part is None:
                     raise
-                what = "fused operators" if attempt.fuse else "CUDA graphs"
-                what = "fp32x3" if attempt.fp32x3 else what
-                notes.append(f"without {what}: {error}")
+                wanted = replace(wanted, **{part: False})
+                notes.append(f"without {EXTRAS[part]}: {error}")
                 log.warning("%s runs %s", cls.name, notes[-1])
                 forget_runtime_error()  # a fresh engine follows, because this one may be confused
             else:
                 backend.notes.extend(notes)
                 return backend
-        raise AssertionError("unreachable: the last attempt returns or raises")
 
     @classmethod
     def fuses(cls, manifest: Manifest) -> bool:
