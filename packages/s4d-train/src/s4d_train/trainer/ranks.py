@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from ..errors import ConfigError
+from .meeting import common_word
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def pick_device(name: str = "") -> torch.device:
 
 @contextmanager
 def started(device: str = "") -> Iterator[Ranks]:
-    """Joins the job that torchrun started, or is a job of one; leaves it at the end."""
+    """Joins the job that torchrun started, or is a job of one; leaves it at a good end."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     chosen = pick_device(device)
@@ -72,21 +73,21 @@ def started(device: str = "") -> Iterator[Ranks]:
     joined = "RANK" in os.environ and world > 1 and not dist.is_initialized()
     if joined:
         backend = dist.get_default_backend_for_device(chosen)
-        # A restarted job meets at the same store: its addresses must not be those of the last try.
         store, rank, world = next(dist.rendezvous("env://"))
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        # A restarted job meets at the same store: its addresses must not be those of the last try.
+        word = common_word(store, rank, world)
         dist.init_process_group(
             backend,
-            store=dist.PrefixStore(f"s4d/attempt_{attempt}", store),
+            store=dist.PrefixStore(f"s4d/{word}", store),
             rank=rank,
             world_size=world,
             device_id=chosen if chosen.type != "cpu" else None,
         )
-    try:
-        yield Ranks(rank, world, chosen)
-    finally:
-        if joined:
-            _leave(chosen)
+    # Where an error comes out of here the process ends, and torchrun ends the others: waiting for
+    # them, who may wait for this rank, would hold the job up.
+    yield Ranks(rank, world, chosen)
+    if joined:
+        _leave(chosen)
 
 
 def _leave(device: torch.device) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -84,9 +85,11 @@ class Trainer:
                 same_start(self.model)
                 self.gradients = GradientAverage(self._trained())
         elif ranks.world > 1:
-            self.module = DistributedDataParallel(
-                self.module, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            with warnings.catch_warnings():  # the new name came with torch 2.13
+                warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
+                self.module = DistributedDataParallel(
+                    self.module, broadcast_buffers=False, gradient_as_bucket_view=True
+                )
         image = self.model.config.image
         self.prepare = ImagePreparation(image.mean, image.std).to(self.device)
         self.optimiser = build_optimiser(self.model, config.optimiser, self.device)
