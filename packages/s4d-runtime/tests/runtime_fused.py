@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from fusion_graphs import HEIGHT, WIDTH, network
 from onnx import TensorProto, compose, helper, numpy_helper
 from runtime_tiny import tiny_manifest, tiny_onnx
-from test_runtime_fusion import HEIGHT, WIDTH, network
 
 from s4d_runtime.artifact import Manifest, write_artifact
 

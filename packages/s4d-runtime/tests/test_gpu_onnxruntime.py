@@ -20,9 +20,7 @@ import pytest
 
 ort = pytest.importorskip("onnxruntime")
 
-from runtime_fused import SCORE, fused_artifact  # noqa: E402
-from runtime_tiny import tiny_artifact  # noqa: E402
-from test_runtime_fusion import (  # noqa: E402
+from fusion_graphs import (  # noqa: E402
     HEIGHT,
     WIDTH,
     awkward,
@@ -33,6 +31,8 @@ from test_runtime_fusion import (  # noqa: E402
     single_awkward,
     single_network,
 )
+from runtime_fused import SCORE, fused_artifact  # noqa: E402
+from runtime_tiny import tiny_artifact  # noqa: E402
 
 from s4d_runtime import Frame, Pipeline  # noqa: E402
 from s4d_runtime.cli.bench import process_memory  # noqa: E402
