@@ -12,6 +12,14 @@ SPEED = (
     ("FPS, bf16", "fps_bf16", "{:.1f}"),
     ("GB, fp32", "gb", "{:.2f}"),
 )
+FAST = (
+    ("FPS, fp16", "fps_fp16", "{:.1f}"),
+    ("plain", "eager_fps_fp16", "{:.1f}"),
+    ("GB", "gb_fp16", "{:.2f}"),
+    ("FPS, fp32x3", "fps_fp32x3", "{:.1f}"),
+    ("plain fp32", "eager_fps_fp32", "{:.1f}"),
+    ("GB", "gb_fp32x3", "{:.2f}"),
+)
 STEPS = (
     ("batch", "batch", "{}"),
     ("precision", "precision", "{}"),
@@ -24,8 +32,12 @@ ENGINES = {"onnxruntime-cuda": "CUDA", "onnxruntime-cpu": "CPU"}
 
 INFERENCE = """\
 `Sparse4D.forward` as it is, batch 1 (no CUDA graphs, no compilation), median; fp32 with the TF32
-convolutions that are torch's default. GB is torch's peak. Much faster ways to run R50 are in
-[benchmarks.md](benchmarks.md)."""
+convolutions that are torch's default. GB is torch's peak. Faster ways to run R50, from raw images,
+are in [benchmarks.md](benchmarks.md)."""
+COMPILED = """\
+`s4d_core.compile_inference`, batch 1, median, from normalised images on the GPU to boxes on the
+host; plain: `Sparse4D.forward` and `decode` in the same run, fp16 under autocast, fp32 with TF32 off,
+as is fp32x3. GB is what torch holds with the compiled model on the GPU."""
 TRAINING = """\
 Whole steps of the recipe, one after the other, with 35 objects per sample: targets, copy,
 forward, assignment, losses, backward, AdamW. GB is torch's peak during the steps; the first step
@@ -48,6 +60,9 @@ def measured_lines(names: list[str], measured: dict[str, Any]) -> list[str]:
     rows: dict[str, dict[str, Any]] = measured["models"]
     lines += [measured["about"], "", "### Inference", "", INFERENCE, ""]
     lines += _table(names, SPEED, lambda name: [rows.get(name, {}).get("inference", {})])
+    if any("compiled" in row for row in rows.values()):
+        lines += ["", "### Compiled inference", "", COMPILED, ""]
+        lines += _table(names, FAST, lambda name: [rows.get(name, {}).get("compiled", {})])
     lines += ["", "### Training", "", TRAINING, ""]
     lines += _table(names, STEPS, lambda name: _steps(rows.get(name, {})))
     lines += ["", "### Export and roll-out", "", EXPORTED, ""]
