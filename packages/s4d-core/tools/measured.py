@@ -36,8 +36,8 @@ convolutions that are torch's default. GB is torch's peak. Faster ways to run R5
 are in [benchmarks.md](benchmarks.md)."""
 COMPILED = """\
 `s4d_core.compile_inference`, batch 1, median, from normalised images on the GPU to boxes on the
-host; plain: `Sparse4D.forward` and `decode` in the same run, fp16 under autocast, fp32 with TF32 off,
-as is fp32x3. GB is what torch holds with the compiled model on the GPU."""
+host; plain: `Sparse4D.forward` and `decode` in the same run, fp16 under autocast, fp32 with TF32
+off, as is fp32x3. GB is what torch holds with the compiled model on the GPU."""
 TRAINING = """\
 Whole steps of the recipe, one after the other, with 35 objects per sample: targets, copy,
 forward, assignment, losses, backward, AdamW. GB is torch's peak during the steps; the first step
