@@ -19,7 +19,7 @@ from .onnx_edit import EditableModel, Node
 
 __all__ = ["split_convolutions", "split_weight"]
 
-DEPTH = 32  # products that tensor cores add up at once
+DEPTH = 32  # products of one step of the kernel
 CONVOLUTIONS = ("SplitConvolution", "SplitConvolutionAdd")
 
 
