@@ -1,79 +1,22 @@
-"""The torch door on the CPU: values, gradients, types, tracing, errors."""
+"""The torch door on the CPU: values, gradients, types, threads, instruction sets."""
 
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from cases import (
-    CASES,
-    GOLDEN,
-    Case,
-    backward,
-    error,
-    forward,
-    golden_case,
-    random_case,
-)
+from cases import CASES, GOLDEN, error, golden_case, random_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="the torch door needs torch")
 
-from s4d_ops import InvalidInputError, MissingLibraryError, library_path  # noqa: E402
-
-try:
-    from s4d_ops import torch as door
-except MissingLibraryError as missing:
-    pytest.skip(f"torch door not built: {missing}", allow_module_level=True)
+from torch_door import TOLERANCE, check, door, run, tensors  # noqa: E402
 
 needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason="no shared golden data")
-TOLERANCE = {
-    torch.float64: (1e-12, 1e-11),
-    torch.float32: (1e-6, 1e-5),
-    torch.float16: (2e-3, 4e-3),
-    torch.bfloat16: (1e-2, 2e-2),
-}
-
-
-def tensors(case: Case, dtype=torch.float32):
-    """The five inputs; float64 for all, or the type for features and float32 for the others."""
-    rest = torch.float64 if dtype == torch.float64 else torch.float32
-    features, shapes, starts, locations, weights = (torch.from_numpy(v) for v in case.inputs)
-    return [features.to(dtype), shapes, starts, locations.to(rest), weights.to(rest)]
-
-
-def rounded(case: Case, dtype) -> Case:
-    """What the kernel sees: features and the output's gradient rounded to the type."""
-    import dataclasses
-
-    def through(value):
-        return torch.from_numpy(value).to(dtype).double().numpy()
-
-    return dataclasses.replace(
-        case, features=through(case.features), grad_output=through(case.grad_output)
-    )
-
-
-def run(values, grad_output):
-    leaves = [values[i].detach().clone().requires_grad_() for i in (0, 3, 4)]
-    out = door.deformable_aggregation(leaves[0], values[1], values[2], leaves[1], leaves[2])
-    grads = torch.autograd.grad(out, leaves, torch.from_numpy(grad_output).to(out.dtype))
-    return out.detach(), grads
-
-
-def check(case: Case, dtype=torch.float32):
-    out, grads = run(tensors(case, dtype), case.grad_output)
-    assert out.dtype == dtype
-    case = rounded(case, dtype)
-    assert error(out.double().numpy(), forward(case)) <= TOLERANCE[dtype][0]
-    for ours, expected in zip(grads, backward(case), strict=True):
-        assert error(ours.double().numpy(), expected) <= TOLERANCE[dtype][1]
 
 
 @needs_golden
@@ -187,17 +130,6 @@ def test_nan_features_stay_where_they_are():
     assert torch.isfinite(out).all()
 
 
-def test_only_wanted_gradients():
-    case = CASES["small"]
-    values = tensors(case)
-    full = run(values, case.grad_output)[1]
-    for wanted in range(3):
-        leaves = [values[i].clone().requires_grad_(k == wanted) for k, i in enumerate((0, 3, 4))]
-        out = door.deformable_aggregation(leaves[0], *values[1:3], leaves[1], leaves[2])
-        out.backward(torch.from_numpy(case.grad_output))
-        assert torch.equal(leaves[wanted].grad, full[wanted])
-
-
 def test_the_same_bits_for_any_number_of_threads():
     case = CASES["model_width"]
     before = torch.get_num_threads()
@@ -213,128 +145,6 @@ def test_the_same_bits_for_any_number_of_threads():
     for other in range(2, len(results)):
         pairs = zip(results[other % 2], results[other], strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
-
-
-def test_gradcheck():
-    rng = np.random.default_rng(0)
-    case = random_case([[(3, 4), (2, 3)]] * 2, 1, 2, 1, 4, 2, visible=1.0, seed=21)
-    values = tensors(case, torch.float64)
-    # Away from pixel centres, where bilinear interpolation has a kink.
-    cells = torch.from_numpy(rng.integers(1, 9, values[3].shape) + rng.uniform(0.2, 0.8)) / 12
-    values[3] = cells.double() + 0.01
-    leaves = [values[i].requires_grad_() for i in (0, 3, 4)]
-
-    def call(features, locations, weights):
-        return door.deformable_aggregation(features, *values[1:3], locations, weights)
-
-    assert torch.autograd.gradcheck(call, leaves, eps=1e-6, atol=1e-8)
-
-
-@pytest.mark.parametrize("name", ["small", "unequal_views", "no_anchors"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
-def test_opcheck(name, dtype):
-    values = tensors(CASES[name], dtype)
-    op = torch.ops.s4d.deformable_aggregation.default
-    torch.library.opcheck(op, tuple(values))
-    leaves = [v.clone().requires_grad_(v.is_floating_point()) for v in values]
-    torch.library.opcheck(op, tuple(leaves))
-    strided = values[0].mT.contiguous().mT
-    torch.library.opcheck(op, (strided, *values[1:]))
-
-
-def test_opcheck_of_the_backward_op():
-    case = CASES["small"]
-    op = torch.ops.s4d.deformable_aggregation_backward.default
-    grad = torch.from_numpy(case.grad_output)
-    for wanted in ((True, True, True), (False, True, False)):
-        torch.library.opcheck(op, (grad, *tensors(case), *wanted, False))
-
-
-def test_a_second_derivative_is_refused():
-    values = tensors(CASES["small"], torch.float64)
-    values[0].requires_grad_()
-    out = door.deformable_aggregation(*values)
-    (grad,) = torch.autograd.grad(out.square().sum(), values[0], create_graph=True)
-    with pytest.raises(NotImplementedError, match="only once"):
-        torch.autograd.grad(grad.sum(), values[0])
-
-
-def test_compile_is_one_graph():
-    case = CASES["small"]
-    values = tensors(case)
-
-    def block(features, locations, weights):
-        out = door.deformable_aggregation(
-            features, *values[1:3], locations.sigmoid(), weights.softmax(-1)
-        )
-        return out * 2
-
-    compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
-    leaves = [values[i].clone().requires_grad_() for i in (0, 3, 4)]
-    copies = [v.detach().clone().requires_grad_() for v in leaves]
-    block(*leaves).sum().backward()
-    compiled(*copies).sum().backward()
-    for a, b in zip(leaves, copies, strict=True):
-        assert torch.equal(a.grad, b.grad)
-
-
-def test_export_has_one_node():
-    case = CASES["small"]
-    values = tensors(case)
-
-    class Module(torch.nn.Module):
-        def forward(self, *inputs):
-            return door.deformable_aggregation(*inputs)
-
-    program = torch.export.export(Module(), tuple(values))
-    targets = [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
-    assert targets == ["s4d.deformable_aggregation.default"]
-    assert torch.equal(program.module()(*values), door.deformable_aggregation(*values))
-
-
-def test_autocast_leaves_types_alone():
-    values = tensors(CASES["small"], torch.bfloat16)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = door.deformable_aggregation(*values)
-        assert out.dtype == torch.bfloat16
-        exact = door.deformable_aggregation(*tensors(CASES["small"]))
-        assert exact.dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda v: v.__setitem__(0, v[0][0]), "features"),
-        (lambda v: v.__setitem__(0, v[0].int()), "float"),
-        (lambda v: v.__setitem__(0, v[0].double()), "float64"),
-        (lambda v: v.__setitem__(1, v[1].float()), "int32"),
-        (lambda v: v.__setitem__(1, v[1].int()), "both"),
-        (lambda v: v.__setitem__(2, v[2][:1]), "level_start_index"),
-        (lambda v: v.__setitem__(3, v[3][:, :, :, :1]), "same B, A, P, N"),
-        (lambda v: v.__setitem__(4, v[4][..., :0]), "groups"),
-        (lambda v: v.__setitem__(4, v[4][:, :1]), "same B, A, P, N"),
-    ],
-)
-def test_wrong_input_is_named(change, words):
-    values = tensors(CASES["small"])
-    change(values)
-    with pytest.raises(InvalidInputError, match=words):
-        door.deformable_aggregation(*values)
-    if values[0].dim() == 3:
-        with pytest.raises(RuntimeError):  # the core checks on its own
-            torch.ops.s4d.deformable_aggregation(*values)
-
-
-@pytest.mark.parametrize("bad", [10**6, -1])
-def test_level_tables_outside_the_features_are_refused(bad):
-    values = tensors(CASES["small"])
-    values[2] = values[2] + bad
-    with pytest.raises(RuntimeError, match="does not lie inside"):
-        door.deformable_aggregation(*values)
-    values = tensors(CASES["small"])
-    values[1] = values[1] * 2**40
-    with pytest.raises(RuntimeError, match="does not lie inside"):
-        door.deformable_aggregation(*values)
 
 
 @pytest.mark.parametrize("capability", ["baseline", "avx2"])
@@ -359,21 +169,3 @@ def test_every_instruction_set_of_this_machine(capability):
         text=True,
     )
     assert result.returncode == 0, result.stderr
-
-
-@pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed")
-def test_only_stable_symbols_of_torch():
-    """The promise of one binary for all versions: only the C interface of torch is used."""
-    listing = subprocess.run(
-        ["nm", "-D", "--undefined-only", library_path("torch")],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    names = re.findall(r" [Uw] (\S+)", listing)
-    assert any(name.startswith("aoti_torch_") for name in names)
-    for name in names:
-        # A C++ name of torch, ATen or c10 has its namespace's length before it.
-        assert not re.match(r"_Z.*(3c10|2at|5torch)", name), name
-        if "torch" in name:
-            assert re.match(r"(aoti_torch|torch)_\w+$", name), name
