@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from fake_cuda import FakeDriver, fake_tensorrt
+from fake_sparse import FakeSparse
 from runtime_dataset import write_dataset
 from runtime_tiny import stream_of, tiny_artifact, tiny_manifest, tiny_onnx
 
+from s4d_ops import sparse_cuda
 from s4d_runtime import Pipeline
 from s4d_runtime.artifact import write_artifact
 from s4d_runtime.cuda import driver as driver_module
@@ -46,6 +48,16 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
         monkeypatch.setattr(module, "_library", lambda: fake)
     monkeypatch.setattr(images_module, "resize_crop", fake.resize_crop)
     return fake
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> FakeSparse:
+    """A stand-in of a device for the LiDAR engine: driver and kernels."""
+    driver = FakeDriver()
+    monkeypatch.setattr(driver_module, "_library", lambda: driver)
+    sparse = FakeSparse(driver)
+    monkeypatch.setattr(sparse_cuda, "native", lambda: sparse)
+    return sparse
 
 
 @pytest.fixture
