@@ -88,7 +88,7 @@ def test_save_and_load(tmp_path: Path) -> None:
     ("source", "refine_yaw", "resize_filter"),
     [("horizon", True, "pillow_bicubic"), ("sparseend2end", False, "cv2_linear")],
 )
-@pytest.mark.parametrize("wrapped", ["plain", "state_dict", "model", "prefixed"])
+@pytest.mark.parametrize("wrapped", ["plain", "state_dict", "model", "module", "prefixed"])
 def test_convert(
     tmp_path: Path, source: str, refine_yaw: bool, resize_filter: str, wrapped: str
 ) -> None:
@@ -96,8 +96,8 @@ def test_convert(
     content: dict = {"meta": {"epoch": 3}, "state_dict": weights, "optimizer": {}}
     if wrapped == "plain":
         content = weights
-    elif wrapped == "model":
-        content = {"model": weights}
+    elif wrapped in ("model", "module"):
+        content = {wrapped: weights}
     elif wrapped == "prefixed":
         content["state_dict"] = {"module." + name: value for name, value in weights.items()}
     torch.save(content, tmp_path / "x.pth")

@@ -56,7 +56,7 @@ _RENAMED = {
     "head.instance_feature.weight": "head.instance_bank.instance_feature",
 }
 # Where training frameworks put the weights inside a file.
-_CONTAINERS = ("state_dict", "model", "model_state_dict")
+_CONTAINERS = ("state_dict", "model", "module", "model_state_dict")
 
 
 def convert_checkpoint(
