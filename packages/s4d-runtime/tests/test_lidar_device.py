@@ -182,7 +182,7 @@ def test_command_line(device, tmp_path, capsys):
         out = tmp_path / where
         command = ["lidar", str(tmp_path / "a.npy"), "--model", str(model), "--device", where]
         assert main([*command, "--out", str(out), "--no-pictures"]) == 0
-        assert f"fp16 on {where}, 1 clouds" in capsys.readouterr().out
+        assert f"fp16 on {where}, 1 cloud" in capsys.readouterr().out
     np.testing.assert_array_equal(
         read_tensor(tmp_path / "cuda" / "a.tensor"), read_tensor(tmp_path / "cpu" / "a.tensor")
     )

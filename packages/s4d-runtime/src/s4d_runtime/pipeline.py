@@ -92,9 +92,8 @@ class Pipeline:
             cuda_graph: replay the network as a CUDA graph where the engine can.
             fuse: fused operators of s4d-ops under ONNX Runtime's CUDA provider.
             fp32x3: under it, convolutions and linear layers of fp32 artifacts as sums of
-                half-precision products: twice as fast, errors of float32, for values within
-                +-65504. What is larger becomes NaN, which is refused. Not with ``tf32``, not
-                without ``fuse``, not for other artifacts.
+                half-precision products: twice as fast, errors of float32, values within +-65504.
+                What is larger becomes NaN, which is refused. Not with ``tf32`` or without ``fuse``.
 
         Raises:
             ArtifactError: the file is not a sound artifact.

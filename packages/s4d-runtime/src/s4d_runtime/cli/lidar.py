@@ -105,7 +105,8 @@ def _draw(engine: SparseEngine, dense: Any, voxels: int, name: str, model: str) 
 def _table(report: dict[str, Any]) -> str:
     frames = report["frames"]
     lines = [
-        f"{report['model']}: {report['precision']} on {report['device']}, {len(frames)} clouds"
+        f"{report['model']}: {report['precision']} on {report['device']}, {len(frames)} cloud"
+        f"{'' if len(frames) == 1 else 's'}"
     ]
     for key, unit in (("points", ""), ("voxels", ""), ("voxelize_ms", " ms"), ("encode_ms", " ms")):
         values = sorted(frame[key] for frame in frames)

@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
                 bar.update()
             viewer.end_scene(scene.name)
         where = viewer.close()
-    print(f"{drawn} {'frames' if args.rerun else 'pictures'} in {where}")
+    what = "frame" if args.rerun else "picture"
+    print(f"{drawn} {what}{'' if drawn == 1 else 's'} in {where}")
     return 0
 
 
