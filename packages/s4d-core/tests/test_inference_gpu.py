@@ -103,7 +103,8 @@ def test_moved_columns_equal_those_of_the_host(
     for layout in (torch.contiguous_format, torch.channels_last):
         given = moves.cuda().contiguous(memory_format=layout)
         got = moved_columns(x.cuda(), given, stride).cpu()
-        step = 1e-5 if dtype == torch.float32 else 4e-3
+        # Positions of about 20 round by 2e-6; pixels beside each other differ by up to 8.
+        step = 3e-5 if dtype == torch.float32 else 4e-3
         torch.testing.assert_close(got, want, rtol=step, atol=step)
 
 
