@@ -25,7 +25,7 @@ from s4d_train.trainer.checkpoint import list_checkpoints
 from s4d_train.trainer.checkpoint import load_checkpoint as load_checkpoint_parts
 from s4d_train.trainer.feed import Feed
 from s4d_train.trainer.guard import GradientScale, NonFiniteGuard, clip_gradients
-from s4d_train.trainer.loop import changed_settings, fit, start_notes
+from s4d_train.trainer.loop import _check_shared, changed_settings, fit, start_notes
 from s4d_train.trainer.optimiser import build_optimiser, guarded_step
 from s4d_train.trainer.ranks import Ranks
 from s4d_train.trainer.schedule import rate_factor, scaled_rate
@@ -330,3 +330,24 @@ def test_skipped_steps_leave_the_moments() -> None:
 def test_empty_state_stays_empty() -> None:
     assert finite_state(TemporalState()).model is None
     assert TemporalState().reset(torch.ones(2, dtype=torch.bool)).model is None
+
+
+def test_a_folder_that_is_not_shared_is_named(tmp_path: Path) -> None:
+    ranks = Ranks(3, 4, torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"rank 3 does not see .*config\.json.* share"):
+        _check_shared(tmp_path / "config.json", ranks, patience=0.0)
+
+
+def test_moving_average_is_what_a_run_ends_in(index: Path, tmp_path: Path) -> None:
+    """By its formula, a = 0.9 a + 0.1 w after each step; the trained weights stay as they are."""
+    trainer = Trainer(micro_config(tmp_path, index, "optimiser.ema=0.9"), ALONE)
+    batches = Feed(trainer.config, ALONE).batches()
+    name, weight = next(iter(trainer.model.named_parameters()))
+    expected = weight.detach().double()
+    for _ in range(3):
+        trainer.train_step(next(batches), 1e-2)
+        expected = 0.9 * expected + 0.1 * weight.detach().double()
+    trained = weight.detach().clone()
+    saved = load_checkpoint(trainer.export(tmp_path / "final")).state_dict()[name]
+    assert not torch.equal(saved, trained) and torch.equal(weight, trained)
+    torch.testing.assert_close(saved.double(), expected, rtol=1e-5, atol=1e-7)

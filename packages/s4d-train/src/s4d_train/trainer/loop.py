@@ -13,7 +13,7 @@ from s4d_core import Sparse4D
 from ..configs.config import FitConfig
 from ..configs.limits import check_limits
 from ..configs.settings import to_dict
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
 from .checkpoint import list_checkpoints, step_of
 from .feed import Feed
 from .guard import NonFiniteGuard
@@ -70,6 +70,9 @@ def fit(
     if ranks.first:
         out.mkdir(parents=True, exist_ok=True)
         _write(out / CONFIG_FILE, json.dumps(to_dict(config), indent=2) + "\n")
+    ranks.barrier()
+    _check_shared(out / CONFIG_FILE, ranks)
+    if ranks.first:
         with RunLog(out, total, trainer.step, show) as log:
             for note in notes:
                 log.warn(note)
@@ -173,6 +176,21 @@ def changed_settings(before: dict[str, Any], now: dict[str, Any], where: str = "
         elif old != value and name not in ("out", "run.workers", "run.log_every"):
             notes.append(f"setting '{name}' was {old!r} before the resume, now it is {value!r}")
     return notes
+
+
+def _check_shared(file: Path, ranks: Ranks, patience: float = 60.0) -> None:
+    """ConfigError where this rank does not see a file of the first: checkpoints need all ranks.
+
+    A network file system may show it late.
+    """
+    end = time.monotonic() + patience
+    while not file.is_file():
+        if time.monotonic() > end:
+            raise ConfigError(
+                f"rank {ranks.rank} does not see {file}, which the first rank wrote; --out must "
+                "be a folder that all machines of the job share."
+            )
+        time.sleep(0.5)
 
 
 def _write(file: Path, text: str) -> None:
