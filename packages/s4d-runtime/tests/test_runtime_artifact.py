@@ -136,13 +136,18 @@ def test_altered_with_a_right_checksum(tmp_path):
         read_artifact(path)
 
 
-def test_changed_while_open(tmp_path):
+# The polynomial of zip's CRC-32 itself, lowest bit first: on zeros it leaves the checksum as it is.
+SAME_CHECKSUM = int(f"{0x104C11DB7:033b}"[::-1], 2).to_bytes(5, "little")
+
+
+@pytest.mark.parametrize("change", (b"!", SAME_CHECKSUM), ids=("plain", "same checksum"))
+def test_changed_while_open(tmp_path, change):
     model = bytes(1 << 20)  # larger than any read buffer
     path = write_artifact(tmp_path / "x.s4d", tiny_manifest(), {"model.onnx": model})
     with read_artifact(path) as artifact:
         with path.open("r+b") as file:
             file.seek(1 << 19)
-            file.write(b"!")
+            file.write(change)
         with pytest.raises(ArtifactHashError):
             artifact.read_model()
 
@@ -188,6 +193,27 @@ def test_members_twice_missing_and_undeclared(tmp_path):
     ):
         with pytest.raises(ArtifactMemberError, match=message):
             read_artifact(zip_file(tmp_path / "x.s4d", members))
+
+
+def test_too_many_members(tmp_path):
+    """63 members and the manifest are the most; writer and reader agree on that."""
+    members = {"model.onnx": MODEL, **{f"part{i}.bin": b"" for i in range(62)}}
+    path = write_artifact(tmp_path / "x.s4d", tiny_manifest(), members)
+    with read_artifact(path) as artifact:
+        assert len(artifact.names()) == 63
+    with pytest.raises(ArtifactMemberError, match="fewer than 64"):
+        write_artifact(path, tiny_manifest(), {**members, "more.bin": b""})
+    text = json.dumps(manifest_json())
+    crowd = [("manifest.json", text), *((f"part{i}.bin", b"") for i in range(64))]
+    with pytest.raises(ArtifactStructureError, match="at most 64 members, got 65"):
+        read_artifact(zip_file(tmp_path / "y.s4d", crowd))
+
+
+def test_the_manifest_is_not_a_member_to_give(tmp_path):
+    members = {"model.onnx": MODEL, "manifest.json": b"{}"}
+    with pytest.raises(ArtifactMemberError, match="do not pass it"):
+        write_artifact(tmp_path / "x.s4d", tiny_manifest(), members)
+    assert not list(tmp_path.iterdir())
 
 
 def test_compressed_encrypted_and_links(tmp_path):
