@@ -377,15 +377,17 @@ def test_fuzz_damage(good, data):
     good.write_bytes(untouched)
 
 
+def containers(inner: st.SearchStrategy) -> st.SearchStrategy:
+    keys = st.sampled_from([*manifest_json(), "x"])
+    return st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=6)
+
+
 @FUZZ
 @given(
     names=st.lists(st.text(max_size=12), max_size=6),
     manifest=st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-        lambda inner: (
-            st.lists(inner, max_size=4)
-            | st.dictionaries(st.sampled_from([*manifest_json(), "x"]), inner, max_size=6)
-        ),
+        containers,
         max_leaves=12,
     ),
     merge=st.booleans(),
