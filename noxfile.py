@@ -267,10 +267,11 @@ def tensorrt_major(session: nox.Session, folder: Path) -> int:
 def bench(session: nox.Session) -> None:
     """The kernels and the demo's model on the CPU as Markdown tables; `-- NAME ARGS` runs one.
 
-    NAME is a script of packages/*/benchmarks; the rest of the line goes to it. What a GPU has to
-    show: tools/gpu_check.sh.
+    NAME is a script of packages/*/benchmarks or tools/model_zoo; the rest of the line goes to it.
+    What a GPU has to show: tools/gpu_check.sh.
     """
-    scripts = {path.stem: str(path) for path in sorted(ROOT.glob("packages/*/benchmarks/*.py"))}
+    found = [*ROOT.glob("packages/*/benchmarks/*.py"), *ROOT.glob("tools/model_zoo/*.py")]
+    scripts = {path.stem: str(path) for path in sorted(found)}
     name, *arguments = session.posargs or ["cpu_kernels"]
     if name not in scripts:
         session.error(f"expected one of {', '.join(scripts)}, got {name}")

@@ -1,6 +1,6 @@
 """What deformable convolution costs v1: frames and training steps with it and without.
 
-    python benchmarks/deform_conv.py [--device cpu --reduced] [--out deform_conv.json]
+    python tools/model_zoo/deform_conv.py [--device cpu --reduced] [--out deform_conv.json]
 
 Three versions of the same model: as it is; with the gradient of torch operations instead of the
 native operator's; and with plain 3 x 3 convolutions of the same weights, which is what is left when

@@ -1,10 +1,10 @@
 """Writes docs/models.md: what every listed model is, and what was measured of it.
 
-    python tools/model_table.py [--check]
+    python tools/model_zoo/model_table.py [--check]
 
 Parameters and FLOPs come from the models themselves, built without values; figures of speed and
-memory from `benchmarks/model_zoo.json`, which `benchmarks/model_zoo.py` writes on a GPU; published
-accuracy and its source from the table below. `--check` compares instead of writing.
+memory from `model_zoo.json` beside it, which `model_zoo.py` writes on a GPU; published accuracy
+and its source from the table below. `--check` compares instead of writing.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import s4d_core
 from s4d_core import Sparse4DConfig
 
-PACKAGE = Path(__file__).resolve().parents[1]
-MEASURED = PACKAGE / "benchmarks" / "model_zoo.json"
-DOCUMENT = PACKAGE.parents[1] / "docs" / "models.md"
+HERE = Path(__file__).resolve().parent
+MEASURED = HERE / "model_zoo.json"
+DOCUMENT = HERE.parents[1] / "docs" / "models.md"
 
 V3 = "HorizonRobotics/Sparse4D, README"
 V1 = "linxuewu/Sparse4D, README"
@@ -139,7 +139,7 @@ def document(what: Callable[[str], str] | None = None) -> str:
         "",
         "Every model is a named configuration of the same parts: `s4d_core.get_config(name)`,",
         "`s4d_core.build_model(name)`, `s4d-train fit RECIPE`. This page is written by",
-        "`packages/s4d-core/tools/model_table.py`.",
+        "`tools/model_zoo/model_table.py`.",
         "",
         "## What they are",
         "",

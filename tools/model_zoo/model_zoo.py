@@ -1,8 +1,8 @@
 """Every listed model once through everything: inference, training steps, export, ONNX Runtime.
 
-    python benchmarks/model_zoo.py                                        # all, on a GPU
-    python benchmarks/model_zoo.py --models "*tiny" --device cpu --out zoo.json
-    python benchmarks/model_zoo.py --reduced --device cpu --out zoo.json  # small shapes of all
+    python tools/model_zoo/model_zoo.py                                        # all, on a GPU
+    python tools/model_zoo/model_zoo.py --models "*tiny" --device cpu --out zoo.json
+    python tools/model_zoo/model_zoo.py --reduced --device cpu --out zoo.json  # small shapes of all
 
 Needs s4d-train, s4d-export and s4d-runtime beside s4d-core. Weights are random, see `zoo_models`.
 Results are written after every part of every model. What `--out` already holds is not measured

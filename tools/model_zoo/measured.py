@@ -53,10 +53,10 @@ pessimistic; the CPU provider had two threads."""
 
 
 def measured_lines(names: list[str], measured: dict[str, Any]) -> list[str]:
-    """The section, from the file that `benchmarks/model_zoo.py` writes."""
+    """The section, from the file that `model_zoo.py` writes."""
     lines = ["", "## Measured", ""]
     if not measured:
-        return [*lines, "Not measured yet: `python benchmarks/model_zoo.py` in packages/s4d-core."]
+        return [*lines, "Not measured yet: `python tools/model_zoo/model_zoo.py`."]
     rows: dict[str, dict[str, Any]] = measured["models"]
     lines += [measured["about"], "", "### Inference", "", INFERENCE, ""]
     lines += _table(names, SPEED, lambda name: [rows.get(name, {}).get("inference", {})])

@@ -7,11 +7,9 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import pytest
-
 import s4d_core
 
-TOOL = Path(__file__).resolve().parents[1] / "tools" / "model_table.py"
+TOOL = Path(__file__).resolve().parents[1] / "tools" / "model_zoo" / "model_table.py"
 # Counted anew here; the others take their line from the page, which takes half a minute less.
 COUNTED = ("sparse4dv3_tiny", "sparse4dv2_r50_256x704")
 
@@ -27,8 +25,6 @@ def _tool() -> ModuleType:
 
 def test_the_page_is_up_to_date() -> None:
     tool = _tool()
-    if not tool.DOCUMENT.is_file():
-        pytest.skip("docs/models.md is not there: this is not the whole repository")
     page = tool.DOCUMENT.read_text()
     lines = {
         line.split("`")[1]: line for line in reversed(page.splitlines()) if "`sparse4d" in line

@@ -215,7 +215,7 @@ def _difference(result: dict[str, Any]) -> str:
 
 
 def _package(name: str) -> Path:
-    return Path(__file__).resolve().parents[2] / name
+    return Path(__file__).resolve().parents[2] / "packages" / name
 
 
 def _load(name: str, path: Path) -> ModuleType:
