@@ -116,6 +116,23 @@ def test_bad_frames_are_refused_and_the_engine_goes_on(device, frame):
     np.testing.assert_array_equal(cuda(features, indices), good)
 
 
+def test_halves_of_float32_results(device, frame):
+    """Two half stages in an int8 file: convolutions write halves, and floats where they are read."""
+    features, indices = frame
+    source = calibrated_example(features, indices, GRID)
+    for node in source.nodes[: [node.name for node in source.nodes].index("conv9")]:
+        for name in {"precision", "output_precision"} & node.attributes.keys():
+            node.attributes[name] = "fp16"
+    cuda, cpu = engines(build_graph(source), "int8")
+    want = cpu(features, indices)
+    for _ in range(6):
+        same(cuda(features, indices), want, exact=False)
+    program = cuda.cuda._reservation._bound.program
+    assert program._split == {"10", "11", "14"}
+    # Read as halves alone: no memory for the floats.
+    assert program._halves.keys() - program.places.tensors.keys() == {"11"}
+
+
 @pytest.mark.parametrize("order", [(2, 0, 1), (1, 0, 2), (0, 1, 2)])
 def test_other_axis_orders_of_the_map(device, frame, order):
     """A Transpose before the Reshape, as in x y z files, becomes part of the scatter."""

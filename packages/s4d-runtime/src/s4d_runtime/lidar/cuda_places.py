@@ -69,6 +69,10 @@ class Places:
             self.tensors[name] = self.buffer(name, size * rows)
         return self.tensors[name]
 
+    def forget(self, name: str) -> None:
+        """No memory for a tensor: nobody reads or writes it as it is stored."""
+        self._buffers.remove(self.tensors.pop(name))
+
     def assign(self, early: Sequence[Buffer], dense_bytes: int) -> int:
         """Give every buffer its place; returns the bytes of the block.
 

@@ -76,7 +76,7 @@ class Recording:
         self._halves: dict[str, Buffer] = {}
         self._makers: dict[str, int] = {}  # numbers of the convolutions that make the tensors
         self._split: set[str] = set()  # tensors whose convolution writes the halves
-        self._read = _read_whole(plan, end) if not keep else None
+        self._read = _read_whole(plan, end) if not keep else set(plan.storage)
         levels = (*(b for b, _ in self.places.maps), *self.places.rows)
         for buffer in levels:
             buffer.used_by(0)
@@ -103,6 +103,8 @@ class Recording:
 
     def _assign(self) -> int:
         """Places. The result's memory is free until it is cleared: early tensors lie there."""
+        for name in self._split - self._read:
+            self.places.forget(name)
         held = (*self.places.tensors.values(), *self._codes.values(), *self._halves.values())
         early = [b for b in held if b.last < _FIRST + self._clear_at]
         return self.places.assign(early, self.dense_bytes)
@@ -166,9 +168,10 @@ class Recording:
         self._makers[step.target] = _FIRST + len(self._calls)
 
         def emit(program: Any) -> None:
-            given = places.features(node.source)
             if made is not None:
                 given = (places.at(made), packed.dtype, node.input_range)
+            else:
+                given = places.features(node.source)
             program.convolve(
                 given, packed.in_channels, packed.out_channels,
                 packed.weight, places.at(entries), table.volume,
@@ -183,12 +186,13 @@ class Recording:
 
     def _output(self, name: str) -> tuple[tuple[int, str, float], int]:
         """Where a convolution writes: the tensor, unless only its halves are read; its halves."""
-        features = self.places.features(name)
         if name not in self._split:
-            return features, 0
-        if self._read is not None and name not in self._read:
-            features = (0, *features[1:])
-        return features, self.places.at(self._halves[name])
+            return self.places.features(name), 0
+        halves = self.places.at(self._halves[name])
+        if name in self._read:
+            return self.places.features(name), halves
+        storage = self.plan.storage[name]
+        return (0, storage.dtype, storage.range), halves
 
     def _record_codes(self, name: str, amax: float) -> Buffer:
         """int8 codes of a tensor that is stored in half or float32, made once."""
