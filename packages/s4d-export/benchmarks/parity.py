@@ -2,11 +2,12 @@
 
     python benchmarks/parity.py --data NUSCENES_DIR --threads 2
     python benchmarks/parity.py --frames 40 --precisions fp32 fp16 int8 --torch-device cuda \\
-        --backends onnxruntime-cpu onnxruntime-cuda
+        --backends onnxruntime-cpu onnxruntime-cuda --float64
 
 Weights are drawn from a seed (tests/helpers.py) or those of --checkpoint, images come from a data
 set in nuScenes layout or are random; int8 is calibrated on two of the frames. Writes the checkpoint
-and artifacts into --folder and prints one table per artifact and engine.
+and artifacts into --folder and prints one table per artifact and engine. `--float64` adds how far
+each free float32 roll-out is from the same one in double precision.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ def main() -> int:
     parser.add_argument("--precisions", nargs="+", default=["fp32"])
     parser.add_argument("--backends", nargs="+", default=["onnxruntime-cpu"])
     parser.add_argument("--torch-device", default="cpu", help="cpu or cuda (TF32 off)")
+    parser.add_argument("--float64", action="store_true", help="judge fp32 by double precision")
     parser.add_argument("--folder", type=Path, default=Path("parity"))
     options = parser.parse_args()
 
@@ -77,7 +79,62 @@ def main() -> int:
             name = f"{path.stem}-{result['candidate']}.json"
             (options.folder / name).write_text(json.dumps(result, indent=1))
             passed &= result["passed"]
+    if options.float64:
+        exact = double_precision(model, options.torch_device, frames)
+        against(exact, reference, frames)
+        for path in artifacts:
+            if "-fp32" in path.stem:
+                for backend in options.backends:
+                    against(exact, engine(path, backend, options.threads, frames), frames)
     return 0 if passed else 1
+
+
+def double_precision(model, device, frames):
+    """The roll-out of the model with all floating-point numbers in float64."""
+    import copy
+
+    from s4d_export.rollout import Recorded, TorchRunner
+
+    def double(value):
+        return value.double() if value.is_floating_point() else value
+
+    runner = TorchRunner(copy.deepcopy(model), device)
+    runner._model.double()
+    runner._model.register_forward_pre_hook(lambda _, given: tuple(map(double, given)))
+    return Recorded(runner, frames)
+
+
+def engine(path, backend, threads, frames):
+    """The free roll-out of an artifact."""
+    from s4d_export.rollout import EngineRunner, Recorded
+    from s4d_runtime.artifact import read_artifact
+
+    with read_artifact(path) as opened:
+        runner = EngineRunner(opened, backend, threads)
+    try:
+        return Recorded(runner, frames)
+    finally:
+        runner.close()
+
+
+def against(exact, got, frames) -> None:
+    """One line: errors of a roll-out, rows matched by identity."""
+    from s4d_export.comparison import TOLERANCES, Comparison
+
+    comparison = Comparison(TOLERANCES["fp32"])
+    exact.rewind()
+    got.rewind()
+    for frame in frames:
+        if frame.reset:
+            comparison.reset()
+        comparison.add(exact.step(frame), got.step(frame))
+    errors = comparison.result()["tensors"]
+    boxes, scores = errors["boxes"], errors["scores"]
+    print(
+        f"{got.name} against float64: boxes max {boxes['max']:.1e}, 99.9 % {boxes['p99.9']:.1e}, "
+        f"mean {boxes['mean']:.1e}; scores max {scores['max']:.1e}",
+        flush=True,
+    )
 
 
 def save(graph, config, op, precision, path, frames) -> None:
