@@ -11,7 +11,7 @@ import torch
 
 from s4d_core import decode, load_checkpoint
 from s4d_export.cli import main as s4d_export
-from s4d_export.images import dataset_images
+from s4d_export.int8.images import dataset_images
 from s4d_runtime import Pipeline
 from s4d_runtime.cli import main as s4d_run
 from s4d_runtime.drive import frames_of

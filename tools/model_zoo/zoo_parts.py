@@ -22,8 +22,8 @@ from zoo_models import frame, prepared
 import s4d_core
 from s4d_core import Sparse4DConfig
 from s4d_export import build_manifest, export_graph, random_frames, save_artifact
-from s4d_export.comparison import TOLERANCES, Comparison
-from s4d_export.rollout import EngineRunner, Recorded, TorchRunner
+from s4d_export.verification.comparison import TOLERANCES, Comparison
+from s4d_export.verification.rollout import EngineRunner, Recorded, TorchRunner
 from s4d_runtime.artifact import read_artifact
 
 __all__ = ["OBJECTS", "Part", "export_and_roll", "inference", "training"]

@@ -41,8 +41,8 @@ def main() -> int:
 
     from s4d_core import load_checkpoint, save_checkpoint
     from s4d_export import export_graph, nuscenes_frames, random_frames, verify
-    from s4d_export.rollout import Recorded, TorchRunner
-    from s4d_export.verification_report import format_result
+    from s4d_export.verification.report import format_result
+    from s4d_export.verification.rollout import Recorded, TorchRunner
 
     torch.set_num_threads(options.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -93,7 +93,7 @@ def double_precision(model, device, frames):
     """The roll-out of the model with all floating-point numbers in float64."""
     import copy
 
-    from s4d_export.rollout import Recorded, TorchRunner
+    from s4d_export.verification.rollout import Recorded, TorchRunner
 
     def double(value):
         return value.double() if value.is_floating_point() else value
@@ -106,7 +106,7 @@ def double_precision(model, device, frames):
 
 def engine(path, backend, threads, frames):
     """The free roll-out of an artifact."""
-    from s4d_export.rollout import EngineRunner, Recorded
+    from s4d_export.verification.rollout import EngineRunner, Recorded
     from s4d_runtime.artifact import read_artifact
 
     with read_artifact(path) as opened:
@@ -119,7 +119,7 @@ def engine(path, backend, threads, frames):
 
 def against(exact, got, frames) -> None:
     """One line: errors of a roll-out, rows matched by identity."""
-    from s4d_export.comparison import TOLERANCES, Comparison
+    from s4d_export.verification.comparison import TOLERANCES, Comparison
 
     comparison = Comparison(TOLERANCES["fp32"])
     exact.rewind()

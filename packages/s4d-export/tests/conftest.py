@@ -23,7 +23,10 @@ from s4d_core import (
     get_config,
     save_checkpoint,
 )
-from s4d_export import build_manifest, save_artifact, source, tracing, verification
+from s4d_export import build_manifest, save_artifact
+from s4d_export.cli import source
+from s4d_export.graph import tracing
+from s4d_export.verification import runs
 
 torch.set_num_threads(1)  # the models are small: more threads only wait for each other
 
@@ -63,7 +66,7 @@ def one_export_per_model() -> Iterator[None]:
         return onnx.load_from_string(known[name])
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (tracing, source, verification):
+        for module in (tracing, source, runs):
             patch.setattr(module, "export_graph", remembered)
         yield
 

@@ -21,9 +21,9 @@ from s4d_export import (
     to_int8,
     verify,
 )
-from s4d_export.rollout import Recorded, TorchRunner
-from s4d_export.tracks import TRACK_LIMITS, TrackComparison
-from s4d_export.verification_report import format_result
+from s4d_export.verification.report import format_result
+from s4d_export.verification.rollout import Recorded, TorchRunner
+from s4d_export.verification.tracks import TRACK_LIMITS, TrackComparison
 
 FRAMES = 5  # the third comes after a gap, the fourth after a reset; two see the vehicle move
 DEMO = Path(__file__).parents[3] / "demo" / "sparse4dv3_tiny"
@@ -184,7 +184,7 @@ def test_a_wrong_graph_fails(model, reference, frames, graphs, doctor, precision
 
 def test_an_engine_that_forgets_its_state_fails(model, reference, frames, graphs, tmp_path):
     """Right step by step, wrong in the long run: the free roll-out is there for this."""
-    from s4d_export import rollout
+    from s4d_export.verification import rollout
 
     class Forgetful(rollout.EngineRunner):
         def step(self, frame, state=None):
@@ -192,10 +192,10 @@ def test_an_engine_that_forgets_its_state_fails(model, reference, frames, graphs
                 self._engine.clear_state()
             return super().step(frame, state)
 
-    from s4d_export import verification
+    from s4d_export.verification import runs
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verification, "EngineRunner", Forgetful)
+        patch.setattr(runs, "EngineRunner", Forgetful)
         result = judged(model, reference, frames, graphs["fp32"], "fp32", tmp_path)
     assert result["step"]["passed"] and not result["rollout"]["passed"]
 

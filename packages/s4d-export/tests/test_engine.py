@@ -13,13 +13,13 @@ import msgspec
 import pytest
 
 from s4d_export import build_manifest, save_artifact, to_half
-from s4d_export.calibration import calibrate
 from s4d_export.cli import main
-from s4d_export.engine import BuildOptions, build_engine
+from s4d_export.engine.build import BuildOptions, build_engine
 from s4d_export.errors import EngineBuildError
-from s4d_export.images import random_images
 from s4d_export.inspection import load_graph
-from s4d_export.quantize import find_points, to_int8
+from s4d_export.int8.calibration import calibrate
+from s4d_export.int8.images import random_images
+from s4d_export.int8.quantize import find_points, to_int8
 from s4d_runtime.artifact import read_artifact, write_artifact
 
 

@@ -11,16 +11,16 @@ from onnx import helper, numpy_helper
 
 from s4d_export import build_manifest, random_frames, save_artifact, to_half
 from s4d_export.cli import main
-from s4d_export.comparison import TOLERANCES
-from s4d_export.divergence import LIMITS, first_divergence
 from s4d_export.errors import GraphError, VerificationError
+from s4d_export.graph.nearness import relative_error
+from s4d_export.graph.session import GraphSession
 from s4d_export.inspection import load_graph
-from s4d_export.nearness import relative_error
-from s4d_export.rollout import record_feeds
-from s4d_export.session import GraphSession
-from s4d_export.stages import compare_stages, stage_modules, stage_tensors
-from s4d_export.verification import examine
-from s4d_export.verification_report import format_examination
+from s4d_export.verification.comparison import TOLERANCES
+from s4d_export.verification.divergence import LIMITS, first_divergence
+from s4d_export.verification.report import format_examination
+from s4d_export.verification.rollout import record_feeds
+from s4d_export.verification.runs import examine
+from s4d_export.verification.stages import compare_stages, stage_modules, stage_tensors
 from s4d_runtime.backends import BACKENDS
 
 

@@ -19,7 +19,7 @@ from s4d_core import (
 )
 from s4d_export import build_manifest, export_graph, save_artifact
 from s4d_export.frames import random_frames
-from s4d_export.verification import verify
+from s4d_export.verification.runs import verify
 from s4d_runtime import Camera, Frame, Pipeline
 
 V1, H1 = "sparse4dv1_r101_h4_640x1600", "sparse4dv1_r101_h1_640x1600"

@@ -8,8 +8,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from s4d_export import GraphError, check_graph, describe, export_graph, graph_contract
+from s4d_export.graph.naming import module_of
 from s4d_export.inspection import format_description, load_graph
-from s4d_export.naming import module_of
 from s4d_runtime.artifact import read_artifact
 
 OPS = ("plugin", "standard")
@@ -174,7 +174,7 @@ def test_atan2_and_boolean_where_on_every_quadrant(tmp_path):
     import onnxruntime
     import torch
 
-    from s4d_export.translations import translation_table
+    from s4d_export.graph.translations import translation_table
 
     class Part(torch.nn.Module):
         def forward(self, y, x, flag):

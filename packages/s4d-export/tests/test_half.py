@@ -18,12 +18,12 @@ from s4d_export import (
     to_half,
     verify,
 )
-from s4d_export.check import infer_shapes
 from s4d_export.cli import main
-from s4d_export.half import check_plan
+from s4d_export.graph.check import infer_shapes
+from s4d_export.graph.naming import module_of
+from s4d_export.half.conversion import check_plan
 from s4d_export.inspection import load_graph
-from s4d_export.naming import module_of
-from s4d_export.verification_report import format_result
+from s4d_export.verification.report import format_result
 
 
 def types_by_node(model):

@@ -15,14 +15,13 @@ from onnx import TensorProto, helper
 from s4d_core import save_checkpoint
 from s4d_export import DEFAULT_PLAN, PrecisionPlan, random_frames, to_half
 from s4d_export.cli import main
-from s4d_export.emulation import emulate_half, half_tensors
+from s4d_export.graph.session import GraphSession
+from s4d_export.graph.surgery import feature_tensors, with_outputs
+from s4d_export.half.emulation import emulate_half, half_tensors
+from s4d_export.half.overflow import find_overflow
+from s4d_export.half.ranges import constant_ranges, measure_ranges
 from s4d_export.inspection import load_graph
-from s4d_export.overflow import find_overflow
-from s4d_export.ranges import constant_ranges, measure_ranges
-from s4d_export.rollout import record_feeds
-from s4d_export.sensitivity import feature_tensors
-from s4d_export.session import GraphSession
-from s4d_export.surgery import with_outputs
+from s4d_export.verification.rollout import record_feeds
 
 BLOCK = "backbone.layer2.0"
 

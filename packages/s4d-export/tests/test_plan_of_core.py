@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from s4d_core.inference.precision import HALF_MODULES
-from s4d_export.plan import DEFAULT_PLAN
+from s4d_export.half.plan import DEFAULT_PLAN
 
 
 def test_the_same_modules_are_half() -> None:

@@ -9,15 +9,14 @@ import pytest
 import torch
 
 from s4d_export import QuantizationError
-from s4d_export.calibration import calibrate
-from s4d_export.images import random_images
+from s4d_export.graph.session import GraphSession
+from s4d_export.graph.surgery import extract, feature_tensors
+from s4d_export.graph.tracing import trace
 from s4d_export.inspection import load_graph
-from s4d_export.qat import FakeQuantConv2d, fake_quantize, prepare_qat, remove_qat
-from s4d_export.quantize import find_points, to_int8
-from s4d_export.sensitivity import feature_tensors
-from s4d_export.session import GraphSession
-from s4d_export.surgery import extract
-from s4d_export.tracing import trace
+from s4d_export.int8.calibration import calibrate
+from s4d_export.int8.images import random_images
+from s4d_export.int8.qat import FakeQuantConv2d, fake_quantize, prepare_qat, remove_qat
+from s4d_export.int8.quantize import find_points, to_int8
 
 
 @pytest.fixture(scope="module")

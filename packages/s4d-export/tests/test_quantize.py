@@ -11,15 +11,15 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from s4d_export import QuantizationError, build_manifest, check_graph, graph_contract, to_half
-from s4d_export.calibration import Calibration, calibrate, load_calibration
 from s4d_export.cli import main
-from s4d_export.histogram import METHODS, Histogram
-from s4d_export.images import dataset_images, random_images
+from s4d_export.graph.session import GraphSession
+from s4d_export.graph.surgery import extract, feature_tensors
 from s4d_export.inspection import load_graph
-from s4d_export.quantize import find_points, quantise_weight, to_int8
-from s4d_export.sensitivity import feature_tensors, sensitivity
-from s4d_export.session import GraphSession
-from s4d_export.surgery import extract
+from s4d_export.int8.calibration import Calibration, calibrate, load_calibration
+from s4d_export.int8.histogram import METHODS, Histogram
+from s4d_export.int8.images import dataset_images, random_images
+from s4d_export.int8.quantize import find_points, quantise_weight, to_int8
+from s4d_export.int8.sensitivity import sensitivity
 from s4d_runtime.artifact import read_artifact
 
 

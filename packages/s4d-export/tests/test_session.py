@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from s4d_export.session import GraphSession
+from s4d_export.graph.session import GraphSession
 
 
 def quantized_convolution(rng: np.random.Generator, channels: int = 8) -> onnx.ModelProto:

@@ -18,9 +18,9 @@ from s4d_core.box import project_boxes
 from s4d_export import GraphError, UnwritableOutputError, random_frames
 from s4d_export.cli import main
 from s4d_export.frames import frame_inputs
-from s4d_export.opset15 import to_opset15
-from s4d_export.session import GraphSession
-from s4d_export.split import ANCHOR_FILE, FILES, save_split
+from s4d_export.graph.session import GraphSession
+from s4d_export.split.graphs import ANCHOR_FILE, FILES, save_split
+from s4d_export.split.opset15 import to_opset15
 
 FLOAT, INT32 = TensorProto.FLOAT, TensorProto.INT32
 
@@ -169,7 +169,7 @@ def test_command_line(exported, written, tmp_path, capsys):
 def test_other_models_are_refused(tmp_path, capsys):
     from s4d_core import build_model, save_checkpoint
     from s4d_export import ExportError
-    from s4d_export.split_modules import check_splittable
+    from s4d_export.split.modules import check_splittable
 
     config = get_config("sparse4dv3_tiny")
     coupled = config.replace(decoder=config.decoder.__class__(num_layers=2, decoupled=False))

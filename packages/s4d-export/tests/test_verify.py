@@ -17,11 +17,11 @@ from s4d_export import (
     save_artifact,
     verify,
 )
-from s4d_export.comparison import TOLERANCES, Comparison
 from s4d_export.frames import frame_inputs, timeline
-from s4d_export.matching import Rows, match_rows
-from s4d_export.rollout import TorchRunner
-from s4d_export.verification_report import format_result
+from s4d_export.verification.comparison import TOLERANCES, Comparison
+from s4d_export.verification.matching import Rows, match_rows
+from s4d_export.verification.report import format_result
+from s4d_export.verification.rollout import TorchRunner
 from s4d_runtime.artifact import read_artifact
 
 

@@ -12,9 +12,6 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .artifact import build_manifest, save_artifact
-    from .calibration import Calibration, calibrate, load_calibration
-    from .check import check_graph
-    from .contract import GraphContract, graph_contract
     from .errors import (
         ExportError,
         GraphError,
@@ -23,48 +20,51 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from .frames import GraphFrame, nuscenes_frames, random_frames
-    from .half import to_half
+    from .graph.check import check_graph
+    from .graph.contract import GraphContract, graph_contract
+    from .graph.tracing import export_graph
+    from .half.conversion import to_half
+    from .half.overflow import find_overflow
+    from .half.plan import DEFAULT_PLAN, PrecisionPlan, Rule
     from .inspection import describe
-    from .overflow import find_overflow
-    from .plan import DEFAULT_PLAN, PrecisionPlan, Rule
-    from .qat import prepare_qat, remove_qat
-    from .quantize import find_points, to_int8
-    from .split import export_split, save_split
-    from .tracing import export_graph
-    from .verification import examine, verify
+    from .int8.calibration import Calibration, calibrate, load_calibration
+    from .int8.qat import prepare_qat, remove_qat
+    from .int8.quantize import find_points, to_int8
+    from .split.graphs import export_split, save_split
+    from .verification.runs import examine, verify
 
 _HOME = {
-    "Calibration": ".calibration",
-    "DEFAULT_PLAN": ".plan",
+    "Calibration": ".int8.calibration",
+    "DEFAULT_PLAN": ".half.plan",
     "ExportError": ".errors",
-    "GraphContract": ".contract",
+    "GraphContract": ".graph.contract",
     "GraphError": ".errors",
     "GraphFrame": ".frames",
-    "PrecisionPlan": ".plan",
+    "PrecisionPlan": ".half.plan",
     "QuantizationError": ".errors",
-    "Rule": ".plan",
+    "Rule": ".half.plan",
     "UnwritableOutputError": ".errors",
     "VerificationError": ".errors",
     "build_manifest": ".artifact",
-    "calibrate": ".calibration",
-    "check_graph": ".check",
+    "calibrate": ".int8.calibration",
+    "check_graph": ".graph.check",
     "describe": ".inspection",
-    "examine": ".verification",
-    "export_graph": ".tracing",
-    "export_split": ".split",
-    "find_overflow": ".overflow",
-    "find_points": ".quantize",
-    "graph_contract": ".contract",
-    "load_calibration": ".calibration",
+    "examine": ".verification.runs",
+    "export_graph": ".graph.tracing",
+    "export_split": ".split.graphs",
+    "find_overflow": ".half.overflow",
+    "find_points": ".int8.quantize",
+    "graph_contract": ".graph.contract",
+    "load_calibration": ".int8.calibration",
     "nuscenes_frames": ".frames",
-    "prepare_qat": ".qat",
+    "prepare_qat": ".int8.qat",
     "random_frames": ".frames",
-    "remove_qat": ".qat",
+    "remove_qat": ".int8.qat",
     "save_artifact": ".artifact",
-    "save_split": ".split",
-    "to_half": ".half",
-    "to_int8": ".quantize",
-    "verify": ".verification",
+    "save_split": ".split.graphs",
+    "to_half": ".half.conversion",
+    "to_int8": ".int8.quantize",
+    "verify": ".verification.runs",
 }
 
 __all__ = [

@@ -15,10 +15,10 @@ from s4d_core import Sparse4DConfig
 from s4d_runtime.artifact import Manifest, Preprocessing, Thresholds, write_artifact
 
 from ._version import __version__
-from .check import OPSET
-from .contract import graph_contract
 from .errors import UnwritableOutputError
-from .tracing import Op
+from .graph.check import OPSET
+from .graph.contract import graph_contract
+from .graph.tracing import Op
 
 __all__ = ["Precision", "build_manifest", "check_destination", "save_artifact"]
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 import onnx
 
-from .naming import module_of
+from .graph.naming import module_of
 
 __all__ = ["count_flops", "tensor_shapes"]
 

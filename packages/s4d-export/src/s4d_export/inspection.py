@@ -13,9 +13,9 @@ from onnx import helper
 
 from s4d_runtime.artifact import read_artifact
 
-from .check import infer_shapes
 from .errors import GraphError
 from .flops import count_flops
+from .graph.check import infer_shapes
 
 __all__ = ["describe", "format_description", "load_graph"]
 

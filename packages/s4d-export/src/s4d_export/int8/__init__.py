@@ -1,0 +1,1 @@
+"""INT8: ranges, quantised graphs, what each layer costs, fine-tuning."""

@@ -1,0 +1,1 @@
+"""The three graphs of SparseEnd2End's runtime."""
