@@ -117,7 +117,7 @@ def test_bad_frames_are_refused_and_the_engine_goes_on(device, frame):
 
 
 def test_halves_of_float32_results(device, frame):
-    """Two half stages in an int8 file: convolutions write halves, and floats where they are read."""
+    """Two half stages in an int8 file: convolutions write halves; floats only where read."""
     features, indices = frame
     source = calibrated_example(features, indices, GRID)
     for node in source.nodes[: [node.name for node in source.nodes].index("conv9")]:
