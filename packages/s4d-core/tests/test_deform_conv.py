@@ -157,9 +157,10 @@ def test_both_gradients_are_the_same(
 @pytest.mark.parametrize("device", DEVICES)
 def test_compiled_gradients_are_the_same(device: str) -> None:
     torch.manual_seed(0)
-    layer = DeformConv2d(4, 4).to(device)
+    # float64: TF32 products of two algorithms move positions over whole pixels, where slopes jump.
+    layer = DeformConv2d(4, 4).to(device, torch.float64)
     torch.nn.init.normal_(layer.conv_offset.weight, std=0.3)
-    x = torch.randn(2, 4, 9, 11, device=device)
+    x = torch.randn(2, 4, 9, 11, device=device, dtype=torch.float64)
     step = torch.compile(lambda x: layer(layer(x)), backend="aot_eager", fullgraph=True)
     results = []
     for run in (lambda x: layer(layer(x)), step):
@@ -168,4 +169,4 @@ def test_compiled_gradients_are_the_same(device: str) -> None:
         results.append([p.grad.clone() for p in layer.parameters() if p.grad is not None])
     assert len(results[0]) == 3
     for got, want in zip(*results, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
