@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "checkpoint",
         help=".pth of CenterPoint or BEVFusion (spconv 1.x or 2.x), or folder of s4d_core.lidar",
     )
-    command.add_argument("-o", "--output", required=True, metavar="NAME.s4d|NAME.onnx")
+    command.add_argument(
+        "-o", "--output", metavar="NAME.s4d|NAME.onnx", help="what to write (not for --sensitivity)"
+    )
     command.add_argument(
         "--network",
         metavar="NAME",
@@ -35,24 +39,51 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="for a .pth: order of its weights; auto tells by their shapes",
     )
     command.add_argument("--precision", choices=("fp16", "int8"), default="fp16")
-    command.add_argument("--clouds", metavar="PATH", help="point clouds to calibrate and verify on")
-    command.add_argument("--columns", type=int, default=5, help="values of a point in .bin (5)")
-    command.add_argument("--dtype", choices=("float32", "float16"), default="float32")
-    command.add_argument("--frames", type=int, default=300, help="at most this many clouds (300)")
-    command.add_argument("--method", choices=("mse", "percentile", "max"), default="mse")
-    command.add_argument("--percentile", type=float, default=99.99)
     command.add_argument(
-        "--half", metavar="LAYERS", help="layers that stay fp16, as conv0,conv1 (first block)"
+        "--clouds",
+        metavar="PATH",
+        help="a point cloud or a folder of them (.bin, .npy, .tensor): for int8's ranges, and to "
+        "compare the file with the checkpoint",
     )
-    command.add_argument("--voxel-rules", metavar="FILE", help="JSON; default: CenterPoint's")
+    command.add_argument("--columns", type=int, default=5, help="values of a point in .bin (5)")
     command.add_argument(
-        "--sensitivity", action="store_true", help="print what each layer costs in int8, and stop"
+        "--dtype", choices=("float32", "float16"), default="float32", help="type in .bin (float32)"
+    )
+    command.add_argument("--frames", type=int, default=300, help="at most this many clouds (300)")
+    command.add_argument(
+        "--method",
+        choices=("mse", "percentile", "max"),
+        default="mse",
+        help="how int8 ranges are chosen: least squared error, percentile or largest (mse)",
+    )
+    command.add_argument(
+        "--percentile", type=float, default=99.99, help="for that method (%(default)s)"
+    )
+    command.add_argument(
+        "--half",
+        metavar="LAYERS",
+        help="layers that stay fp16 in int8, as conv0,conv1,add0; names as --sensitivity prints "
+        "them (default: stem and first block)",
+    )
+    command.add_argument(
+        "--voxel-rules",
+        metavar="FILE",
+        help="JSON of s4d_runtime.lidar.VoxelRules.to_json (default: CenterPoint's for nuScenes)",
+    )
+    command.add_argument(
+        "--sensitivity",
+        action="store_true",
+        help="print what each layer costs alone in int8, and stop",
     )
     command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(cpu)")
-    command.set_defaults(run=_run)
+    command.set_defaults(run=partial(_run, command))
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(command: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    if options.output is None and not options.sensitivity:
+        command.error("-o is wanted: the file to write")
+    if options.frames < 1:
+        command.error(f"--frames: expected at least 1, got {options.frames}")
     import torch
 
     from s4d_core.lidar import fold_batchnorm, load_encoder, read_encoder_checkpoint

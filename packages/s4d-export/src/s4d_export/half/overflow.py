@@ -84,7 +84,7 @@ def find_overflow(
 
     Args:
         model: the float32 graph.
-        feeds: complete inputs, one entry per frame (``rollout.record_feeds``).
+        feeds: complete inputs, one entry per frame (``verification.rollout.record_feeds``).
         tolerance: largest relative error of the pyramid features and of the graph's outputs,
             rows in order of size, between the emulated and the float32 graph.
         progress: is told what happens.

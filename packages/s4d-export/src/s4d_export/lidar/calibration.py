@@ -118,6 +118,7 @@ def calibrate(
 
     Args:
         method: "mse" (least squared error), "percentile" of the magnitudes, or "max".
+        percentile: for that method, above 0 and up to 100.
         half: layers that stay half precision; default: the stem and the first residual block.
 
     Returns:
@@ -125,10 +126,13 @@ def calibrate(
         weight of each output channel.
 
     Raises:
-        QuantizationError: no frame, NaN, an unknown method, or a layer that no frame reached.
+        QuantizationError: no frame, NaN, an unknown method, an impossible percentile, or a layer
+            that no frame reached.
     """
     if method not in ("mse", "percentile", "max"):
         raise QuantizationError(f"expected method mse, percentile or max, got {method!r}")
+    if not 0 < percentile <= 100:
+        raise QuantizationError(f"expected a percentile above 0 and up to 100, got {percentile}")
     layers = encoder_layers(encoder)
     watches: dict[str, tuple[_Watch, ...]] = {}
     for layer in layers:

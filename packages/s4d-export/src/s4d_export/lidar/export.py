@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 import torch
+from tqdm import tqdm
 
 import s4d_core
 import s4d_ops
@@ -27,7 +28,19 @@ from .calibration import CalibrationFrame
 from .quantize import Ranges
 from .writer import encoder_to_onnx
 
-__all__ = ["export_encoder", "verify_export"]
+__all__ = ["export_encoder", "output_path", "verify_export"]
+
+
+def output_path(path: str | os.PathLike[str]) -> Path:
+    """The path of a file to write.
+
+    Raises:
+        ExportError: its name does not say what to write.
+    """
+    target = Path(path)
+    if target.suffix not in (".s4d", ".onnx"):
+        raise ExportError(f"expected a name that ends in .s4d or .onnx, got {target.name!r}")
+    return target
 
 
 def export_encoder(
@@ -49,7 +62,7 @@ def export_encoder(
         ExportError: another suffix, batch normalisation left, or weights that half cannot hold.
         QuantizationError: a layer without a usable range.
     """
-    target = Path(path)
+    target = output_path(path)
     order = encoder.config.index_order
     rules = voxel_rules or VoxelRules(index_order=order)
     if rules.index_order != order:
@@ -62,8 +75,6 @@ def export_encoder(
         part.write_bytes(data)
         part.replace(target)
         return target
-    if target.suffix != ".s4d":
-        raise ExportError(f"expected a name that ends in .s4d or .onnx, got {target.name!r}")
     manifest = LidarManifest(
         name=name or target.stem,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -86,11 +97,13 @@ def verify_export(
     frames: list[CalibrationFrame],
     precision: str = "auto",
     device: str = "auto",
+    progress: bool = False,
 ) -> list[Comparison]:
     """Run the file in the engine and compare each frame's map with the encoder's in float32.
 
     Args:
         device: of the engine; the encoder runs where it is.
+        progress: show a bar.
 
     Raises:
         VerificationError: no frames.
@@ -99,7 +112,7 @@ def verify_export(
         raise VerificationError("expected at least one frame to compare, got none")
     engine = SparseEngine.load(path, precision, device)
     results = []
-    for frame in frames:
+    for frame in tqdm(frames, desc="verify", unit="cloud", disable=not progress, leave=False):
         with torch.no_grad():
             want = encoder(*frame.on(encoder), frame.batch_size).cpu().numpy()
         got = engine(frame.features, frame.indices, None, frame.batch_size)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from s4d_core.lidar import SparseEncoder
 
@@ -29,9 +30,15 @@ class LayerSensitivity:
 
 
 def sensitivity(
-    encoder: SparseEncoder, ranges: Ranges, frames: Iterable[CalibrationFrame]
+    encoder: SparseEncoder,
+    ranges: Ranges,
+    frames: Iterable[CalibrationFrame],
+    progress: bool = False,
 ) -> list[LayerSensitivity]:
     """Quantise one layer at a time and compare with the float encoder; worst first.
+
+    Args:
+        progress: show a bar.
 
     Raises:
         QuantizationError: no frames, or a layer without a range.
@@ -44,7 +51,7 @@ def sensitivity(
     remove_quantizers(encoder)
     wanted = [_run(encoder, frame) for frame in given]
     results = []
-    for layer in layers:
+    for layer in tqdm(layers, desc="sensitivity", unit="layer", disable=not progress, leave=False):
         prepare_qat(encoder, replace(ranges, half=names - {layer.name}))
         try:
             errors = [
