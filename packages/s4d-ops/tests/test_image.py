@@ -136,6 +136,20 @@ def test_plan_of_the_nuscenes_camera():
     assert plan.matrix.dtype == np.float64
     side = plan_resize_crop((33, 200), (32, 48))
     assert side.left == (int(200 * 32 / 33) - 48) // 2 and side.top == 0
+    assert np.array_equal(side.matrix[:2, 2], [-side.left, 0])
+
+
+def test_what_rounding_leaves_out_is_black():
+    """47 * (48 / 47) is a little less than 48: a column or a row is missing."""
+    narrow = plan_resize_crop((470, 47), (8, 48))
+    assert narrow.resized_size[1] == 47 and narrow.left == 0
+    given = resize_crop(np.full((470, 47, 3), 200, np.uint8), narrow)
+    assert (given[:, :47] == 200).all() and (given[:, 47] == 0).all()
+    low = plan_resize_crop((47, 1410), (48, 9))
+    assert low.resized_size[0] == 47 and low.top == -1
+    given = resize_crop(np.full((47, 1410, 3), 200, np.uint8), low)
+    assert (given[1:] == 200).all() and (given[0] == 0).all()
+    assert plan_resize_crop((49, 100), (1, 1)).resized_size == (1, 2)  # not (0, 2)
 
 
 @pytest.mark.parametrize("sizes", [((0, 5), (4, 4)), ((5, 5), (4,)), ((5, 5.5), (4, 4)), (3, 4)])

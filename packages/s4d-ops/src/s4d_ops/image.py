@@ -27,8 +27,8 @@ class ResizeCrop:
 
     Sizes are (height, width) in pixels. ``resize`` is the factor that geometry uses; the true
     ratio ``resized_size / raw_size`` can differ by less than a pixel over the image, because
-    sizes are cut to integers. ``top`` or ``left`` may be negative by the same pixel: those rows
-    or columns are black.
+    sizes are cut to integers. Where that leaves a pixel out, ``top`` is -1 and the first row is
+    black, or the last column is.
     """
 
     raw_size: tuple[int, int]
