@@ -85,11 +85,19 @@ def _run(command: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     if options.frames < 1:
         command.error(f"--frames: expected at least 1, got {options.frames}")
     import torch
+    from tqdm import tqdm
 
     from s4d_core.lidar import fold_batchnorm, load_encoder, read_encoder_checkpoint
 
     from ..errors import ExportError, QuantizationError
     from ..lidar import calibrate, export_encoder, sensitivity, verify_export
+    from ..lidar.export import output_path
+
+    if not options.sensitivity:
+        output_path(options.output)  # before the work
+    quantised = options.precision == "int8" or options.sensitivity
+    if quantised and options.clouds is None:
+        raise QuantizationError("int8 needs point clouds to calibrate on; give --clouds")
 
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ExportError("torch finds no CUDA device here; leave --device at cpu")
@@ -100,22 +108,22 @@ def _run(command: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     )
     encoder = fold_batchnorm(encoder).to(options.device)
     rules = _rules(options, encoder.config.index_order)
-    frames = _frames(options, rules)
+    frames = _frames(options, rules, encoder.config.in_channels)
+    progress = sys.stderr.isatty()
     ranges = None
-    if options.precision == "int8" or options.sensitivity:
-        if not frames:
-            raise QuantizationError("int8 needs point clouds to calibrate on; give --clouds")
+    if quantised:
         half = None if options.half is None else [n for n in options.half.split(",") if n]
-        ranges = calibrate(encoder, frames, options.method, options.percentile, half)
+        clouds = tqdm(frames, desc="calibrate", unit="cloud", disable=not progress, leave=False)
+        ranges = calibrate(encoder, clouds, options.method, options.percentile, half)
     if options.sensitivity:
         assert ranges is not None
-        for row in sensitivity(encoder, ranges, frames[:8]):
+        for row in sensitivity(encoder, ranges, frames[:8], progress):
             print(f"{row.layer:<8} {row.module:<28} {row.error:.3e}")
         return 0
     path = export_encoder(encoder, options.output, ranges, rules)
     print(f"{path}: {options.precision}, {path.stat().st_size / 1e6:.2f} MB")
     if frames:
-        results = verify_export(encoder, path, frames[:8], device=options.device)
+        results = verify_export(encoder, path, frames[:8], device=options.device, progress=progress)
         worst = max(results, key=lambda r: r.relative)
         print(
             f"{options.precision} engine (first) against the checkpoint in float32 (second), worst "
@@ -137,7 +145,9 @@ def _rules(options: argparse.Namespace, order: str) -> VoxelRules:
         raise ExportError(f"cannot read the voxel rules: {error}") from None
 
 
-def _frames(options: argparse.Namespace, rules: VoxelRules) -> list[CalibrationFrame]:
+def _frames(
+    options: argparse.Namespace, rules: VoxelRules, channels: int
+) -> list[CalibrationFrame]:
     if options.clouds is None:
         return []
     from tqdm import tqdm
@@ -148,7 +158,8 @@ def _frames(options: argparse.Namespace, rules: VoxelRules) -> list[CalibrationF
 
     frames = []
     paths = find_clouds(options.clouds)[: options.frames]
-    for path in tqdm(paths, unit="cloud", disable=None, leave=False):
-        voxels = rules.voxelize(read_cloud(path, options.columns, options.dtype))
+    for path in tqdm(paths, desc="voxelise", unit="cloud", disable=None, leave=False):
+        points = read_cloud(path, options.columns, options.dtype)[:, :channels]
+        voxels = rules.voxelize(points)
         frames.append(CalibrationFrame(voxels.features, voxels.indices(rules.index_order)))
     return frames
