@@ -208,3 +208,24 @@ def test_command_line(synth_root: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["convert", str(tmp_path), "--out", out, "--quiet"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_all_versions_at_once(broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A folder as nuScenes users have it: another version beside, the test set without objects."""
+    test = broken / "v1.0-test"
+    shutil.copytree(broken / "v1.0-mini", test)
+    for name in ("sample_annotation", "instance"):
+        (test / f"{name}.json").write_text("[]")
+    out = str(tmp_path / "out")
+    quiet = ["--quiet", "--workers", "1"]
+    assert main(["convert", str(broken), "--out", out, *quiet]) == 1
+    assert "v1.0-mini, v1.0-test; give --version" in capsys.readouterr().err
+    assert main(["convert", str(broken), "--out", out, *quiet, "--version", "all"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2 and "v1.0-test, 2 scenes, 12 samples, 0 boxes" in said[1]
+    mini, tested = (DriveIndex.open(Path(out) / name) for name in ("v1.0-mini", "v1.0-test"))
+    assert len(mini.box) > 0 and len(tested.box) == 0
+    np.testing.assert_array_equal(mini.lidar2camera, tested.lidar2camera)
+    (test / "ego_pose.json").unlink()
+    assert main(["convert", str(broken), "--out", out, *quiet, "--version", "all"]) == 1
+    assert "ego_pose.json" in capsys.readouterr().err

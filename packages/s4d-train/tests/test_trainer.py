@@ -27,6 +27,7 @@ from s4d_train.trainer.feed import Feed
 from s4d_train.trainer.guard import GradientScale, NonFiniteGuard, clip_gradients
 from s4d_train.trainer.loop import _check_shared, changed_settings, fit, start_notes
 from s4d_train.trainer.optimiser import build_optimiser, guarded_step
+from s4d_train.trainer.precision import Precision
 from s4d_train.trainer.ranks import Ranks
 from s4d_train.trainer.schedule import rate_factor, scaled_rate
 from s4d_train.trainer.step import TemporalState, finite_state
@@ -199,10 +200,17 @@ def test_learning_rate_rule(index: Path, tmp_path: Path) -> None:
     assert scaled_rate(settings, 24) == pytest.approx(4e-4)
     assert scaled_rate(settings, 12) == pytest.approx(6e-4 * 4 / 9)
     config = micro_config(tmp_path, index)
-    assert start_notes(config, 2) == []
-    assert "1 samples per step, the recipe has 2" in start_notes(config, 1)[0]
-    assert "learning rate 0.001 as for it" in start_notes(config, 3)[0]
-    assert start_notes(override(config, ["optimiser.scale_lr=false"]), 1) == []
+    assert start_notes(config, 2, "cpu") == []
+    assert "1 samples per step, the recipe has 2" in start_notes(config, 1, "cpu")[0]
+    assert "learning rate 0.001 as for it" in start_notes(config, 3, "cpu")[0]
+    assert start_notes(override(config, ["optimiser.scale_lr=false"]), 1, "cpu") == []
+
+
+def test_the_cpu_computes_in_float32_and_says_so(index: Path, tmp_path: Path) -> None:
+    config = micro_config(tmp_path, index, "run.precision=bf16", "run.head_precision=same")
+    assert start_notes(config, 2, "cuda") == []
+    assert start_notes(config, 2, "cpu")[0].startswith("the CPU computes in fp32")
+    assert Trainer(config, ALONE).module.precision == Precision("cpu")
 
 
 def test_changed_settings_are_listed() -> None:

@@ -14,7 +14,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("root", help="folder of the data set (holds samples/ and v1.0-*/)")
     parser.add_argument("--out", required=True, help="folder of the index to write")
-    parser.add_argument("--version", help="v1.0-mini, v1.0-trainval, ...; default: the only one")
+    parser.add_argument(
+        "--version",
+        help="v1.0-mini, v1.0-trainval, ...; default: the only one; all: every one there at once, "
+        "each into its folder in OUT",
+    )
     parser.add_argument(
         "--max-sweeps", type=int, default=10, help="LiDAR sweeps kept per sample (10)"
     )
@@ -26,20 +30,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Convert, then say what was found."""
-    from s4d_train.data.conversion import convert
+    from s4d_train.data.conversion import convert, convert_all
 
-    index = convert(
-        args.root,
-        args.out,
-        args.version,
-        max_sweeps=args.max_sweeps,
-        workers=args.workers,
-        files=args.check_files,
-        progress=not args.no_progress,
-    )
-    splits = ", ".join(f"{k} {len(index.samples(k))}" for k in sorted(index.splits))
-    print(
-        f"{args.out}: {index.version}, {len(index.scenes)} scenes, {len(index)} samples, "
-        f"{len(index.label)} boxes; splits: {splits or 'none'}"
-    )
+    options = {
+        "max_sweeps": args.max_sweeps,
+        "workers": args.workers,
+        "files": args.check_files,
+        "progress": not args.no_progress,
+    }
+    if args.version == "all":
+        indices = convert_all(args.root, args.out, **options)
+    else:
+        indices = [convert(args.root, args.out, args.version, **options)]
+    for index in indices:
+        splits = ", ".join(f"{k} {len(index.samples(k))}" for k in sorted(index.splits))
+        print(
+            f"{index.folder}: {index.version}, {len(index.scenes)} scenes, {len(index)} samples, "
+            f"{len(index.label)} boxes; splits: {splits or 'none'}"
+        )
     return 0

@@ -76,7 +76,7 @@ class RunSettings:
         batch: samples per device and step.
         epochs: passes over the training split; `steps` overrides it where it is not 0.
         precision: of backbone and neck. The head runs in float32 unless `head_precision` is
-            `same`; losses are always float32.
+            `same`; losses are always float32, and on the CPU everything is.
         loss_scale: initial scale of fp16 gradients; it grows and shrinks by itself.
         seed: of sampler, augmentation, dropout and denoising noise.
         workers: loader processes per device.

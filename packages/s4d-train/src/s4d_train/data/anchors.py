@@ -57,7 +57,7 @@ def make_anchors(
     if len(boxes) < count:
         raise DataError(
             f"{count} anchors need at least as many objects within {max_distance:g} m, found "
-            f"{len(boxes)}; convert more scenes or ask for fewer anchors"
+            f"{len(boxes)}; convert more scenes or ask for fewer (--count)"
         )
     anchors = np.zeros((count, 11))
     anchors[:, :3] = cluster(boxes[:, :3], count, seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from s4d_train.errors import DataError, MissingFileError
 from .annotations import add_annotations
 from .config import CAMERA_NAMES, CLASS_NAMES
 from .index import DriveIndex, write_index
-from .layout import find_version
+from .layout import find_version, find_versions
 from .lookup import Lookup, texts
 from .poses import inverse, pose_matrices
 from .source import TABLES, Columns, read_tables
 
-__all__ = ["check_files", "convert"]
+__all__ = ["check_files", "convert", "convert_all"]
 
 Array = npt.NDArray[Any]
 
@@ -36,6 +37,7 @@ def convert(
     workers: int | None = None,
     files: bool = False,
     progress: bool = True,
+    line: int | None = None,
 ) -> DriveIndex:
     """Convert the nuScenes data set in ``root`` and write the index folder ``out``.
 
@@ -47,6 +49,7 @@ def convert(
         workers: processes that read tables; None: one per core.
         files: check too that every file that a sample names exists.
         progress: draw a progress bar.
+        line: of the progress bar, where several are drawn; None: the present one.
 
     Raises:
         MissingTableError: a table is missing, or the version is not clear.
@@ -60,7 +63,8 @@ def convert(
     tables: dict[str, Columns] = {}
     digest: dict[str, str] = {}
     steps = len(TABLES) + 4 + int(files)
-    with tqdm(total=steps, unit="step", desc=f"convert {version}", disable=not progress) as bar:
+    label = f"convert {version}"
+    with tqdm(total=steps, unit="step", desc=label, disable=not progress, position=line) as bar:
         for name, columns, sha in read_tables(root / version, workers or os.cpu_count() or 1):
             tables[name], digest[name] = columns, sha
             bar.update()
@@ -96,6 +100,20 @@ def convert(
             check_files(index)
             bar.update()
     return index
+
+
+def convert_all(root: str | Path, out: str | Path, **options: Any) -> list[DriveIndex]:
+    """Convert every version in ``root`` at once, each into the folder of its name in ``out``.
+
+    ``options`` and errors are those of :func:`convert`, without ``version`` and ``line``.
+    """
+    versions = find_versions(root)
+    with ThreadPoolExecutor(len(versions)) as pool:  # the work is in each one's processes
+        jobs = [
+            pool.submit(convert, root, Path(out) / name, name, line=line, **options)
+            for line, name in enumerate(versions)
+        ]
+        return [job.result() for job in jobs]
 
 
 def check_files(index: DriveIndex, root: str | Path | None = None) -> int:

@@ -62,7 +62,7 @@ def fit(
     trainer = Trainer(config, ranks, prepare_model)
     epoch = feed.steps_per_epoch
     total = config.run.steps or config.run.epochs * epoch
-    notes = start_notes(config, feed.total_batch)
+    notes = start_notes(config, feed.total_batch, trainer.device.type)
     if found:
         shared = trainer.load(found[-1])
         feed.sampler.load_state_dict(shared["sampler"])
@@ -148,21 +148,25 @@ def _run(
     report(delayed.flush())
 
 
-def start_notes(config: FitConfig, total_batch: int) -> list[str]:
-    """What a user should know before the run: a batch that the recipe was not made for."""
+def start_notes(config: FitConfig, total_batch: int, device: str) -> list[str]:
+    """What a user should know before the run: where it differs from what the recipe says."""
+    notes = []
+    if device == "cpu" and config.run.precision != "fp32":
+        notes.append(
+            f"the CPU computes in fp32; run.precision={config.run.precision} is for others"
+        )
     settings = config.optimiser
-    if total_batch == settings.reference_batch:
-        return []
+    if total_batch == settings.reference_batch or not settings.scale_lr:  # False: chosen
+        return notes
     rate = scaled_rate(settings, total_batch)
-    if not settings.scale_lr:
-        return []  # chosen
     kept = f"learning rate {rate:.3g} as for it"
     if rate != settings.lr:
         kept = f"learning rate {rate:.3g} instead of {settings.lr:.3g} (half the batch, two thirds)"
-    return [
+    notes.append(
         f"{total_batch} samples per step, the recipe has {settings.reference_batch}: {kept}; set "
         "optimiser.lr and optimiser.scale_lr=false to choose it yourself"
-    ]
+    )
+    return notes
 
 
 def changed_settings(before: dict[str, Any], now: dict[str, Any], where: str = "") -> list[str]:

@@ -27,6 +27,11 @@ class Precision:
     features: str = "fp32"
     head: str = "fp32"
 
+    @classmethod
+    def of_training(cls, device: str, features: str, head: str) -> Precision:
+        """What was asked for; float32 on the CPU, where half types are emulated and slow."""
+        return cls(device) if device == "cpu" else cls(device, features, head)
+
     @property
     def scaled(self) -> bool:
         """Whether gradients need a loss scale."""

@@ -72,7 +72,7 @@ class Trainer:
         if config.model.compile:
             self.model.backbone.compile()
             self.model.neck.compile()
-        precision = Precision(self.device.type, run.precision, run.head_precision)
+        precision = Precision.of_training(self.device.type, run.precision, run.head_precision)
         self.module: nn.Module = TrainingModule(self.model, precision)
         self.loss = config.loss
         self.gradients: GradientAverage | None = None
