@@ -139,6 +139,21 @@ def test_a_zero_step_and_a_backward_step() -> None:
     assert output.trace.temporal_mask.item() and output.trace.time_interval.item() == -0.25
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("seconds", (10.0, -10.0))
+def test_after_a_gap_the_stale_instances_are_attended_to_and_not_merged(seconds: float) -> None:
+    net = model()
+    state, late = net(**inputs(1, 0)).state, inputs(1, 1)
+    late["timestamp"] += seconds
+    output = net(**late, state=state)
+    assert not output.trace.temporal_mask.item() and output.trace.time_interval.item() == 0.5
+    assert output.track_ids.min() >= state.bank.id_counter  # all are new
+    reset = net(**late, state=state.reset(torch.tensor([True])))
+    torch.testing.assert_close(output.box[0], reset.box[0])  # no past in the first decoder
+    assert not torch.allclose(output.box[1], reset.box[1], atol=1e-3)  # keys of the second
+    assert (output.trace.confidence[:, :20] >= 0.6 * state.bank.confidence).all()
+
+
 def noisy(batch: int, groups: int, size: int, **more: object) -> s4d_core.DenoisingQueries:
     random = torch.Generator().manual_seed(7)
     anchor = torch.randn(batch, groups * size, 11, generator=random).double()
