@@ -84,7 +84,7 @@ def test_gradients(dtype, limit, device):
     assert features.grad is not None
     check(features.grad.cpu().numpy(), data["grad/in"])
     names = [name for name in data.files if name.startswith("grad/") and name != "grad/in"]
-    assert len(names) == 8 or len(names) == 9
+    assert len(names) == 9
     for name in names:
         module, _, leaf = name.removeprefix("grad/").rpartition(".")
         check(parameters[f"{OURS[module]}.{leaf}"].grad.cpu().numpy(), data[name])
