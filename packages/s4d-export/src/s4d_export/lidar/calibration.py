@@ -134,6 +134,7 @@ def calibrate(
     if not 0 < percentile <= 100:
         raise QuantizationError(f"expected a percentile above 0 and up to 100, got {percentile}")
     layers = encoder_layers(encoder)
+    ranges = Ranges(half=default_half(encoder, half))
     watches: dict[str, tuple[_Watch, ...]] = {}
     for layer in layers:
         if isinstance(layer, AddLayer):
@@ -160,7 +161,6 @@ def calibrate(
         name: [w.histogram.amax(method, percentile) for w in group]
         for name, group in watches.items()
     }
-    ranges = Ranges(half=default_half(encoder, half))
     for layer in layers:
         if isinstance(layer, AddLayer):
             ranges.adds[layer.name] = (chosen[layer.name][0], chosen[layer.name][1])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from s4d_core.lidar import SparseEncoder
 
 from ..errors import QuantizationError
-from .layers import AddLayer, ConvLayer, encoder_layers, first_block
+from .layers import AddLayer, ConvLayer, Layer, encoder_layers, first_block
 
 __all__ = ["FakeQuantizer", "Ranges", "prepare_qat", "ranges_of", "remove_quantizers"]
 
@@ -45,11 +45,7 @@ class Ranges:
             QuantizationError: naming the layer.
         """
         layers = encoder_layers(encoder)
-        known = {layer.name for layer in layers}
-        if unknown := sorted(self.half - known):
-            raise QuantizationError(
-                f"no layer {unknown[0]!r}; the layers are conv0..{len(self.inputs) - 1} and add0.."
-            )
+        _check_names(self.half, layers)
         for layer in layers:
             if layer.name in self.half:
                 continue
@@ -165,5 +161,21 @@ def ranges_of(encoder: SparseEncoder) -> Ranges:
 
 
 def default_half(encoder: SparseEncoder, names: Collection[str] | None) -> frozenset[str]:
-    """The layers kept half: the given ones, else the stem and the first block."""
-    return first_block(encoder) if names is None else frozenset(names)
+    """The layers kept half: the given ones, else the stem and the first block.
+
+    Raises:
+        QuantizationError: no layer has a given name.
+    """
+    if names is None:
+        return first_block(encoder)
+    _check_names(names, encoder_layers(encoder))
+    return frozenset(names)
+
+
+def _check_names(names: Collection[str], layers: list[Layer]) -> None:
+    known = [layer.name for layer in layers]
+    if unknown := sorted(set(names) - set(known)):
+        ends = [[n for n in known if n.startswith(kind)][-1] for kind in ("conv", "add")]
+        raise QuantizationError(
+            f"no layer {unknown[0]!r}; the layers are conv0 to {ends[0]} and add0 to {ends[1]}"
+        )
