@@ -12,7 +12,7 @@ from ..errors import BackendUnavailableError, FrameError
 from .artifact import load_graph
 from .cpu_encoder import CpuEncoder
 from .errors import LidarGraphError
-from .nodes import LidarGraph
+from .nodes import LidarGraph, ScatterNode
 from .plan import Plan
 from .rows import host_array
 from .voxels import VoxelRules
@@ -57,8 +57,7 @@ class SparseEngine:
             precision = "int8" if graph.quantised else "fp16"
         self.graph = graph
         self.precision = precision
-        text = graph.metadata.get(VOXEL_RULES_KEY)
-        self.voxel_rules = voxel_rules or (VoxelRules.from_json(text) if text else VoxelRules())
+        self.voxel_rules = voxel_rules or _voxel_rules(graph)
         self.cuda: CudaEncoder | None = None
         self._encoder: CpuEncoder | CudaEncoder
         self.device = _choose(device)
@@ -84,7 +83,7 @@ class SparseEngine:
         Args:
             precision: "auto" takes int8 for a calibrated file, else fp16.
             device: "cpu", "cuda", or "auto": CUDA where there are a device and its library.
-            voxel_rules: default: what the file says, else CenterPoint's.
+            voxel_rules: default: what the file says, else CenterPoint's in the file's axis order.
             threads: CPU: 0 takes ``S4D_NUM_THREADS``, else the cores this process may use.
             max_voxels: CUDA: reserve memory for this many at once; 0 reserves for what comes and
                 grows.
@@ -173,6 +172,15 @@ class SparseEngine:
         if len(shape) != 3:
             raise FrameError(f"expected a grid shape of three sizes, got {shape}")
         return shape[0], shape[1], shape[2]
+
+
+def _voxel_rules(graph: LidarGraph) -> VoxelRules:
+    """Those of the file; else CenterPoint's, in the file's order of axes."""
+    text = graph.metadata.get(VOXEL_RULES_KEY)
+    if text:
+        return VoxelRules.from_json(text)
+    formats = [node.format for node in graph.nodes if isinstance(node, ScatterNode)]
+    return VoxelRules(index_order="xyz" if formats[:1] == ["xyz"] else "zyx")
 
 
 def _clouds(points: Any) -> list[Any]:
