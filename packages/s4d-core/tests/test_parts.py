@@ -19,7 +19,9 @@ from s4d_core.attention import Attention
 from s4d_core.box import decode_boxes, project_boxes
 from s4d_core.decode import rank
 from s4d_core.decoder_layer import DecoderLayer
+from s4d_core.denoising import TemporalDenoising, insert_temporal
 from s4d_core.depth import DepthBranch
+from s4d_core.instance_attention import InstanceAttention
 from s4d_core.key_points import project_points
 from s4d_core.refinement import Refinement
 
@@ -62,6 +64,24 @@ def test_projected_boxes_stay_where_they_are_in_the_world(
         legacy_yaw_order=True,
     )[0, 0].numpy()
     np.testing.assert_array_equal(legacy[[7, 6]], moved[[6, 7]])
+
+
+def test_boxes_on_a_slope() -> None:
+    """Pitch and roll move heights, and turn a climb into a drive."""
+    random = np.random.default_rng(0)
+    transform = np.eye(4)
+    transform[:3, :3], _ = np.linalg.qr(random.normal(size=(3, 3)))
+    transform[:3, 3] = random.normal(0, 10, 3)
+    box = random.normal(0, 5, 11)
+    moved = project_boxes(
+        torch.from_numpy(box)[None, None],
+        torch.from_numpy(transform)[None],
+        torch.tensor([0.5], dtype=torch.float64),
+        legacy_yaw_order=False,
+    )[0, 0].numpy()
+    there = transform[:3, :3] @ (box[:3] + 0.5 * box[8:]) + transform[:3, 3]
+    np.testing.assert_allclose(moved[:3], there, atol=1e-9)
+    np.testing.assert_allclose(moved[8:], transform[:3, :3] @ box[8:], atol=1e-9)
 
 
 def test_decoded_boxes() -> None:
@@ -210,12 +230,53 @@ def test_decoding_order_and_both_orders_of_class_scores() -> None:
     assert rank(cls, quality, config).rows.tolist() == [[2, 3, 0]]
 
 
+def test_labels_go_with_their_boxes() -> None:
+    config = s4d_core.get_config("sparse4dv3_tiny").replace(num_output=3)
+    logits = torch.tensor([[2.0, -3, -3], [-3, 1.9, -3], [-3, -3, 1.8]])[None]
+    _, quality = scores([0.5] * 3, [0.1, 0.5, 0.9])
+    found = s4d_core.decode(output_of(logits, quality), config)[0]
+    assert found.track_ids.tolist() == [102, 101, 100] and found.labels.tolist() == [2, 1, 0]
+
+
 def test_decoding_threshold_is_on_the_class_score() -> None:
     config = s4d_core.get_config("sparse4dv3_tiny").replace(num_output=4, score_threshold=0.75)
     cls, quality = scores([0.9, 0.1, 0.8, 0.7], [0.1, 0.9, 0.9, 0.5])
     found = s4d_core.decode(output_of(cls, quality), config)[0]
     assert found.track_ids.tolist() == [102, 100]
     torch.testing.assert_close(found.class_scores, torch.tensor([0.9, 0.8]))
+
+
+@pytest.mark.parametrize(("carried", "count"), ((3, 5), (5, 3)))
+def test_attention_to_the_past_sees_the_carried_rows_or_the_current_ones(
+    carried: int, count: int
+) -> None:
+    attend = InstanceAttention(4, decoupled=True)
+    valid = torch.tensor([True, False])
+    past = attend.past(torch.zeros(2, carried, 4), valid, None, count)
+    seen = past.visible[:, 0, 0]
+    assert seen.shape == (2, 5)
+    assert seen.sum(dim=-1).tolist() == [carried, count]
+    assert seen[0, :carried].all() and seen[1, :count].all()
+
+
+@pytest.mark.parametrize("rows", (1, 2, 3))
+def test_groups_kept_from_the_frame_before_take_the_first_places(rows: int) -> None:
+    """Where the past counts; moved into this frame; cut or filled up to a group's size."""
+    torch.manual_seed(0)
+    kept = TemporalDenoising(torch.randn(2, 1, rows, 4), torch.randn(2, 1, rows, 11))
+    queries = s4d_core.DenoisingQueries(torch.randn(2, 6, 11), 3, temporal=kept)
+    feature, anchor = torch.randn(2, 6, 4), torch.randn(2, 6, 11)
+    transform = torch.randn(2, 4, 4)
+    mask, step = torch.tensor([True, False]), torch.tensor([0.5, 0.5])
+    features, anchors = insert_temporal(queries, feature, anchor, mask, transform, step, True)
+    used = min(rows, 2)
+    there = project_boxes(kept.anchor[:, 0], transform, step, True)
+    torch.testing.assert_close(anchors[0, :used], there[0, :used])
+    torch.testing.assert_close(features[0, :used], kept.feature[0, 0, :used])
+    assert (anchors[0, used:2] == 0).all() and (features[0, used:2] == 0).all()
+    for before, after in ((feature, features), (anchor, anchors)):
+        torch.testing.assert_close(after[0, 2:], before[0, 2:])
+        torch.testing.assert_close(after[1], before[1])
 
 
 def test_default_anchors_are_the_same_every_time_and_within_range() -> None:
