@@ -105,7 +105,7 @@ def test_qat_recovers_what_clipping_cost(tiny, tmp_path):
 def test_impossible_calibrations_are_named(tiny):
     with pytest.raises(QuantizationError, match="at least one"):
         calibrate(tiny, [])
-    with pytest.raises(QuantizationError, match="no layer 'conv99'; .* conv0 to conv6"):
+    with pytest.raises(QuantizationError, match=r"no layer 'conv99'; .* conv0 to conv6"):
         calibrate(tiny, [frame(TINY)], half=["conv99"])
     with pytest.raises(QuantizationError, match="method"):
         calibrate(tiny, [frame(TINY)], method="entropy")
