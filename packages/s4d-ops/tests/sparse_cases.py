@@ -41,3 +41,12 @@ def dense_convolution(features, indices, shape, batch, weight, stride, padding, 
         result += values[(slice(None), *at)] @ weight[(slice(None), *offset)].T
         hits += active[(slice(None), *at, 0)]
     return result, hits > 0
+
+
+def make(seed, shape, batch, count, cin, cout, kernel):
+    """Sites in random order, float64 features and a weight, with the generator that made them."""
+    rng = np.random.default_rng(seed)
+    sites = random_sites(rng, shape, batch, count)
+    features = rng.standard_normal((len(sites), cin))
+    weight = rng.standard_normal((cout, *kernel, cin))
+    return rng, sites, features, weight
