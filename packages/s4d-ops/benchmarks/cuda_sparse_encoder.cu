@@ -4,13 +4,13 @@
 #include <algorithm>
 #include <cstring>
 #include <functional>
-#include <numeric>
 #include <set>
 #include <string>
 #include <thread>
 
 #include "../tests/cpp/sparse_encoder.h"
 #include "core/sparse_conv/convolution_launch.h"
+#include "sparse_rows.h"
 
 namespace {
 
@@ -54,66 +54,6 @@ std::pair<double, double> measure(const std::function<void()>& body, int runs = 
   OK(cudaEventDestroy(b));
   std::sort(ms.begin(), ms.end());
   return {1e3 * ms[ms.size() / 2] / calls, 1e3 * ms[ms.size() * 9 / 10] / calls};
-}
-
-// Rows of distinct cells: the given ones, then copies of them moved sideways.
-std::vector<int32_t> grow(const std::vector<int32_t>& rows, size_t n) {
-  std::vector<int32_t> all(rows);
-  std::set<int64_t> seen;
-  const auto key = [](const int32_t* r) {
-    return (int64_t{r[1]} * 1440 + r[2]) * 1440 + r[3];
-  };
-  for (size_t i = 0; i < rows.size(); i += 4) seen.insert(key(&rows[i]));
-  for (int copy = 1; all.size() < 4 * n; ++copy) {
-    for (size_t i = 0; i < rows.size() && all.size() < 4 * n; i += 4) {
-      const int32_t r[4] = {0, rows[i + 1], (rows[i + 2] + 211 * copy) % 1440,
-                            (rows[i + 3] + 337 * copy) % 1440};
-      if (seen.insert(key(r)).second) all.insert(all.end(), r, r + 4);
-    }
-  }
-  return all;
-}
-
-std::vector<int32_t> shuffled(const std::vector<int32_t>& rows) {
-  std::vector<size_t> order(rows.size() / 4);
-  std::iota(order.begin(), order.end(), 0);
-  std::shuffle(order.begin(), order.end(), rng);
-  std::vector<int32_t> out(rows.size());
-  for (size_t i = 0; i < order.size(); ++i) {
-    std::copy(&rows[4 * order[i]], &rows[4 * order[i]] + 4, &out[4 * i]);
-  }
-  return out;
-}
-
-// Sites of levels 1 to 4, counted on the host independently of the kernels.
-std::vector<int32_t> count_sites(const int32_t* rows, size_t n) {
-  std::vector<int32_t> counts{int32_t(n)};
-  std::vector<std::array<int32_t, 3>> cells(n);
-  for (size_t i = 0; i < n; ++i) cells[i] = {rows[4 * i + 1], rows[4 * i + 2], rows[4 * i + 3]};
-  const int size[4][3] = {{21, 720, 720}, {11, 360, 360}, {5, 180, 180}, {2, 180, 180}};
-  for (int level = 0; level < 4; ++level) {
-    const int* s = size[level];
-    std::vector<bool> set(size_t(s[0]) * s[1] * s[2]);
-    std::vector<std::array<int32_t, 3>> next;
-    const int pad = level < 2 ? 1 : 0, side = level < 3 ? 1 : 0;
-    for (const auto& c : cells) {
-      for (int z = 0; z < s[0]; ++z) {
-        if (c[0] + pad - 2 * z < 0 || c[0] + pad - 2 * z > 2) continue;
-        for (int y = side ? c[1] / 2 : c[1]; y <= (side ? (c[1] + 1) / 2 : c[1]); ++y) {
-          for (int x = side ? c[2] / 2 : c[2]; x <= (side ? (c[2] + 1) / 2 : c[2]); ++x) {
-            if (y >= s[1] || x >= s[2]) continue;
-            const size_t at = (size_t(z) * s[1] + y) * s[2] + x;
-            if (set[at]) continue;
-            set[at] = true;
-            next.push_back({z, y, x});
-          }
-        }
-      }
-    }
-    counts.push_back(int32_t(next.size()));
-    cells.swap(next);
-  }
-  return counts;
 }
 
 std::vector<__half> random_features(size_t n) {
@@ -216,12 +156,11 @@ void tune(const std::vector<int32_t>& rows) {
 }
 
 void scale(const std::vector<int32_t>& real) {
-  const auto pool = grow(real, 300000);
   std::printf("| voxels | batch | sites of level 2 | fp16 us | int8 us | fp16 MB | int8 MB |\n");
   const auto line = [&](size_t n, int batch) {
     std::vector<int32_t> rows, counts(5);
     for (int b = 0; b < batch; ++b) {
-      auto part = n <= real.size() / 4 ? shuffled(real) : shuffled(grow(real, n));
+      auto part = shuffled(n <= real.size() / 4 ? real : grow(real, n), rng);
       part.resize(4 * n);
       const auto c = count_sites(part.data(), n);
       for (int i = 0; i < 5; ++i) counts[i] += c[i];
@@ -251,7 +190,7 @@ void scale(const std::vector<int32_t>& real) {
 
 void soak(const std::vector<int32_t>& real, int frames) {
   constexpr size_t kMost = 150000;
-  const auto pool = shuffled(grow(real, 300000));
+  const auto pool = shuffled(grow(real, 300000), rng);
   std::vector<size_t> first(frames), number_of(frames);
   for (int i = 0; i < frames; ++i) {
     number_of[i] = i % 500 == 7 ? 0 : i % 500 == 8 ? 1 : rng() % (kMost + 1);
@@ -336,18 +275,6 @@ int main(int argc, char** argv) {
     const std::string what = argv[i];
     if (what == "time" || what == "layers") time_stages(rows, what == "layers");
     if (what == "tune") tune(rows);
-    if (what == "once") {
-      const auto counts = count_sites(rows.data(), rows.size() / 4);
-      Array<int32_t> d_rows(rows);
-      const int64_t n = int64_t(rows.size()) / 4;
-      Array<__half> features(random_features(size_t(n)));
-      const auto count = number(n);
-      for (const bool int8 : {false, true}) {
-        Encoder e(int8, 1, capacities(counts));
-        e.enqueue(d_rows, features, count, n, stream);
-        OK(cudaDeviceSynchronize());
-      }
-    }
     if (what == "scale") scale(rows);
     if (what == "soak") soak(rows, i + 1 < argc ? std::atoi(argv[i + 1]) : 10000);
   }
