@@ -94,9 +94,10 @@ def _run(
     delayed = DelayedValues()
     every = run.save_every or epoch
     waited, since, since_step = 0.0, time.perf_counter(), trainer.step
+    speed = share = 0.0
 
     def report(arrived: tuple[int, dict[str, float]] | None) -> None:
-        nonlocal waited, since, since_step
+        nonlocal waited, since, since_step, speed, share
         if arrived is None:
             return
         step, values = arrived
@@ -110,9 +111,11 @@ def _run(
         log.advance()
         if step % run.log_every and step != total:
             return
-        now = time.perf_counter()
-        speed = (step - since_step) / max(now - since, 1e-9)
-        share = waited / max(now - since, 1e-9)
+        if trainer.step > since_step:  # values come late, and two at once before a checkpoint
+            now = time.perf_counter()
+            speed = (trainer.step - since_step) / max(now - since, 1e-9)
+            share = waited / max(now - since, 1e-9)
+            waited, since, since_step = 0.0, now, trainer.step
         memory = peak_memory_gb(trainer.device)
         log.write(
             step,
@@ -132,7 +135,6 @@ def _run(
                 **({"GB": f"{memory:.1f}"} if memory else {}),
             }
         )
-        waited, since, since_step = 0.0, now, step
 
     batches = windows(feed.batches() if trainer.step < total else iter(()), trainer.lookahead)
     while trainer.step < total:
