@@ -1,7 +1,7 @@
 """Split layers in the place of a model's own: nothing that the plain parts ask for is missing.
 
-The kernels need a GPU (test_inference_kernels_gpu.py). Here a stand-in lets their modules be imported where
-Triton is missing, and torch forms the sums of the parts.
+The kernels need a GPU (test_inference_kernels_gpu.py). Here a stand-in lets their modules be
+imported where Triton is missing, and torch forms the sums of the parts.
 """
 
 from __future__ import annotations
