@@ -52,3 +52,6 @@ def test_owners_follow_the_instances_that_are_carried_on() -> None:
     matched = torch.tensor([[3, -1, 0]])
     owner = carried_owner(matched, torch.tensor([[5, 6, 9]]), 4, torch.tensor([[3, 1, 0]]))
     assert owner.tolist() == [[5, -1, 9]]
+    matched = torch.tensor([[3, 0, -1]])  # the object without an instance comes last
+    owner = carried_owner(matched, torch.tensor([[5, 6, 9]]), 4, torch.tensor([[3, 1, 0]]))
+    assert owner.tolist() == [[5, -1, 6]]

@@ -31,6 +31,7 @@ from s4d_train.objectives.detection import (
 from s4d_train.objectives.draws import GeneratorDraws
 from s4d_train.objectives.ground_truth import pack_ground_truth
 from s4d_train.objectives.losses import (
+    average,
     centerness_loss,
     depth_loss,
     flip_reversible,
@@ -91,13 +92,14 @@ def test_focal_loss_survives_extreme_logits() -> None:
 
 
 def test_quality_losses_formula() -> None:
-    logit, box, target = random(5), random(5, 10, seed=1), random(5, 10, seed=2)
+    logit, box, target = random(40), random(40, 10, seed=1), random(40, 10, seed=2)
     distance = np.linalg.norm((box - target)[:, :3].numpy(), axis=1)
     t, p = np.exp(-distance), 1 / (1 + np.exp(-logit.numpy()))
     want = -(t * np.log(p) + (1 - t) * np.log(1 - p))
     np.testing.assert_allclose(centerness_loss(logit, box, target).numpy(), want, rtol=1e-10)
 
     right = (box[:, 6:8] * target[:, 6:8]).sum(1).numpy() > 0
+    assert 10 < right.sum() < 30
     want = np.where(right, -np.log(p) * (1 - p) ** 2, -np.log(1 - p) * p**2)
     np.testing.assert_allclose(yawness_loss(logit, box, target).numpy(), want, rtol=1e-8)
 
@@ -121,8 +123,31 @@ def test_depth_loss_formula() -> None:
         errors = [abs(min(max(a, 0), 60) - b) for a, b in zip(p, t, strict=True) if b > 0]
         want += sum(errors) / max(1, 2 * len(errors)) * 0.2
     assert depth_loss(predictions, targets, 0.2, 60.0).item() == pytest.approx(want, rel=1e-12)
-    nothing = [torch.full_like(t, -1) for t in targets]
-    assert depth_loss(predictions, nothing, 0.2, 60.0).item() == 0.0
+    for no_return in (-1.0, 0.0):
+        nothing = [torch.full_like(t, no_return) for t in targets]
+        assert depth_loss(predictions, nothing, 0.2, 60.0).item() == 0.0
+
+
+def test_masked_values_do_not_reach_an_average() -> None:
+    values = torch.tensor([1.0, float("nan"), 3.0, float("inf")], requires_grad=True)
+    mask = torch.tensor([True, False, True, False])
+    result = average(values, mask, torch.tensor(2.0), (0,))
+    result.backward()
+    assert result.item() == pytest.approx(2.0)
+    assert values.grad is not None and values.grad.tolist() == pytest.approx([0.5, 0, 0.5, 0])
+
+
+def test_a_class_with_weights_of_its_own_keeps_them_for_missing_values() -> None:
+    target = torch.zeros(2, 10)
+    target[:, 8:] = float("nan")
+    weight = target_weights(target, torch.tensor([3, 9]), {9: tuple(range(10))})
+    assert weight.tolist() == [[1] * 8 + [0, 0], list(range(10))]
+
+
+def test_factors_are_at_least_one() -> None:
+    factors = average_factors(some_truth((0, 0)), [None], random(1))
+    assert [f.item() for f in factors] == [1, 1]
+    assert average_factors(some_truth((3, 1)), [], random(1))[0].item() == 4
 
 
 @pytest.mark.parametrize("shape", [(6, 3), (4, 4), (3, 5)])
