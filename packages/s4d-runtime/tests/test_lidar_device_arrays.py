@@ -181,7 +181,7 @@ def test_arguments_fit_the_real_module(device, frame, monkeypatch):
     engines(build_graph(read_onnx(example_path())))[0](features, indices)
     cuda.voxelize(np.zeros((10, 5), np.float32))
     assert seen == {
-        n.removeprefix("do_") for n in vars(FakeProgram) if n.startswith("do_")
+        n.removeprefix("do_") for n in dir(FakeProgram) if n.startswith("do_")
     } - {"copy"}  # fmt: skip
     for dtype in ("float32", "float16", "int8"):
         assert real.padded_channels(dtype, 5) == device.padded_channels(dtype, 5)

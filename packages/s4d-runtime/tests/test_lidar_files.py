@@ -29,7 +29,6 @@ from s4d_runtime.lidar import (
     write_lidar_artifact,
     write_tensor,
 )
-from s4d_runtime.lidar.graph import build_graph
 from s4d_runtime.lidar.onnx_file import parse_onnx, read_onnx
 
 
@@ -56,13 +55,6 @@ def test_reader_on_the_example():
     assert conv.op_type == "SparseConvolution" and conv.attributes["rulebook"] == "res0"
     assert conv.attributes["input_spatial_shape"] == [41, 72, 56]
     assert conv.attributes["inverse"] == 0
-
-
-@pytest.mark.parametrize("order", ["zyx", "xyz"])
-def test_points_become_rows_in_the_order_of_the_file(order):
-    source = read_onnx(example_path())
-    next(n for n in source.nodes if n.op_type == "ScatterDense").attributes["format"] = order
-    assert SparseEngine(build_graph(source)).voxel_rules == VoxelRules(index_order=order)
 
 
 def test_reader_takes_every_way_to_store_a_number():
