@@ -97,6 +97,10 @@ def test_lidar_errors(model, tmp_path, capsys):
     for path, word in ((tmp_path / "bad.bin", "points"), (tmp_path / "none", "found none")):
         assert main(["lidar", str(path), "--model", str(model)]) == 1
         assert word in capsys.readouterr().err
+    np.zeros((9, 4), np.float32).tofile(tmp_path / "four.bin")
+    command = ["lidar", str(tmp_path / "four.bin"), "--columns", "4", "--model", str(model)]
+    assert main(command) == 1
+    assert "at least 5 values" in capsys.readouterr().err
     assert main(["lidar", str(tmp_path)]) == 2
 
 

@@ -159,7 +159,7 @@ def _frames(
     frames = []
     paths = find_clouds(options.clouds)[: options.frames]
     for path in tqdm(paths, desc="voxelise", unit="cloud", disable=None, leave=False):
-        points = read_cloud(path, options.columns, options.dtype)[:, :channels]
+        points = read_cloud(path, options.columns, options.dtype, channels)
         voxels = rules.voxelize(points)
         frames.append(CalibrationFrame(voxels.features, voxels.indices(rules.index_order)))
     return frames

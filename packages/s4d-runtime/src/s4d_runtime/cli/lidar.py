@@ -71,7 +71,7 @@ def _encode(engine: SparseEngine, cloud: Path, args: argparse.Namespace) -> dict
     from ..lidar import write_tensor
     from ..lidar.clouds import read_cloud
 
-    points = read_cloud(cloud, args.columns, args.dtype)[:, : engine.graph.in_channels]
+    points = read_cloud(cloud, args.columns, args.dtype, engine.graph.in_channels)
     start = time.perf_counter()
     features, indices, _ = engine.voxelize(points)
     middle = time.perf_counter()

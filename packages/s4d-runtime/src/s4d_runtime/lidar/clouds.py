@@ -32,11 +32,17 @@ def find_clouds(path: str | os.PathLike[str]) -> list[Path]:
     return found
 
 
-def read_cloud(path: Path, columns: int = 5, dtype: str = "float32") -> NDArray[np.float32]:
-    """Points (P, columns) as float32. ``.bin`` is raw numbers of ``dtype``, row by row.
+def read_cloud(
+    path: Path, columns: int = 5, dtype: str = "float32", channels: int = 3
+) -> NDArray[np.float32]:
+    """Points as float32, (P, channels).
+
+    Args:
+        columns: values of a point in ``.bin``, which is raw numbers of ``dtype``, row by row.
+        channels: how many values of a point are wanted, the first ones.
 
     Raises:
-        DatasetError: the size is not a whole number of points.
+        DatasetError: the size is not a whole number of points, or they have fewer values.
     """
     try:
         if path.suffix == ".npy":
@@ -50,6 +56,9 @@ def read_cloud(path: Path, columns: int = 5, dtype: str = "float32") -> NDArray[
         raise DatasetError(
             f"{path.name}: expected points of {columns} {dtype} values each: {error}"
         ) from None
-    if array.ndim != 2 or array.shape[1] < 3 or array.dtype.kind not in "fiu":
-        raise DatasetError(f"{path.name}: expected points (P, >= 3), got shape {array.shape}")
-    return array[:, :columns].astype(np.float32)
+    if array.ndim != 2 or array.shape[1] < channels or array.dtype.kind not in "fiu":
+        raise DatasetError(
+            f"{path.name}: expected points of at least {channels} values, got {array.dtype} of "
+            f"shape {array.shape}"
+        )
+    return array[:, :channels].astype(np.float32)
