@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from micro import micro_model
 
 import s4d_core
 from s4d_train.cli import main
+from s4d_train.commands.eval import _name
 from s4d_train.data.index import DriveIndex
 from s4d_train.errors import EvaluationError
 from s4d_train.evaluation.found import Found
@@ -203,6 +205,10 @@ def test_unknown_scenes_and_sources(
     assert main(["eval", str(tmp_path / "no.s4d"), "--data", str(synth_root)]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: there is no") and error.count("\n") == 1
+    nowhere = replace(options, data=tmp_path / "nowhere")
+    with pytest.raises(EvaluationError, match=r"there is no folder .*nowhere"):
+        evaluate(checkpoint, nowhere, ALONE)
+    assert _name(tmp_path / "run7" / "final") == "run7" and _name(Path("a/int8.s4d")) == "int8"
 
 
 def test_command_line() -> None:

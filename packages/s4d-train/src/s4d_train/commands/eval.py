@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -26,7 +27,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--split", default="", help="such as mini_val; 'all' for every scene (default: validation)"
     )
     parser.add_argument("--scenes", nargs="+", default=[], help="scene names, instead of a split")
-    parser.add_argument("--out", default="", help="output folder (default: out/eval/<source>)")
+    parser.add_argument(
+        "--out", default="", help="output folder (default: out/eval/NAME; of RUN/final: RUN)"
+    )
     parser.add_argument("--batch", type=int, default=1, help="scenes side by side (checkpoints)")
     parser.add_argument(
         "--workers",
@@ -55,8 +58,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Runs `eval`."""
-    from pathlib import Path
-
     from ..errors import EvaluationError
     from ..evaluation.run import EvalOptions, evaluate
     from ..evaluation.table import metrics_table
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         )
     options = EvalOptions(
         data=Path(args.data),
-        out=Path(args.out or Path("out") / "eval" / source.resolve().stem),
+        out=Path(args.out or Path("out") / "eval" / _name(source)),
         version=args.version,
         split=args.split,
         scenes=tuple(args.scenes),
@@ -90,3 +91,9 @@ def run(args: argparse.Namespace) -> int:
         if ranks.first:
             print(options.out)
     return 0
+
+
+def _name(source: Path) -> str:
+    """What the results of a source are called: every run ends in a folder `final`."""
+    path = source.resolve()
+    return path.parent.name if path.name == "final" else path.stem

@@ -103,6 +103,8 @@ def open_index(options: EvalOptions, ranks: Ranks) -> DriveIndex:
     """The converted index that `data` is, or one made of it in the output folder."""
     if (options.data / "index.json").is_file():
         return DriveIndex.open(options.data)
+    if not options.data.is_dir():
+        raise EvaluationError(f"there is no folder {options.data}; give the data set's.")
     folder = options.out / INDEX
     if ranks.first and not (folder / "index.json").is_file():
         from ..data.conversion import convert
