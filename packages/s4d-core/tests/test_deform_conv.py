@@ -157,7 +157,6 @@ def test_both_gradients_are_the_same(
 @pytest.mark.parametrize("device", DEVICES)
 def test_compiled_gradients_are_the_same(device: str) -> None:
     torch.manual_seed(0)
-    # float64: TF32 products of two algorithms move positions over whole pixels, where slopes jump.
     layer = DeformConv2d(4, 4).to(device, torch.float64)
     torch.nn.init.normal_(layer.conv_offset.weight, std=0.3)
     x = torch.randn(2, 4, 9, 11, device=device, dtype=torch.float64)

@@ -93,7 +93,10 @@ def read_columns(x: Tensor, y: Tensor, x_pos: Tensor, mask: Tensor) -> Tensor:
         padding_mode="zeros",
         align_corners=False,
     )
-    return (read.squeeze(-1) * mask[:, None]).to(x.dtype)
+    columns = read.squeeze(-1) * mask[:, None]
+    # Not a conversion to the same type: with that, torch.compile of torch 2.11 gives all arguments
+    # of the autograd function below a gradient of zero.
+    return columns if columns.dtype == x.dtype else columns.to(x.dtype)
 
 
 class _Columns(torch.autograd.Function):
