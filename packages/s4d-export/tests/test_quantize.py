@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -57,6 +58,9 @@ def test_ranges_of_known_distributions():
     best = min(np.linspace(1, 9, 200), key=cost)
     assert cost(ranges["mse"]) < 1.02 * cost(best) < 0.5 * cost(9.0)
     assert 2 < ranges["entropy"] < 6
+    rectified = Histogram()  # nine of ten values are zero, as after a ReLU: they decide nothing
+    rectified.add(np.concatenate([values, np.zeros(9 * len(values), np.float32)]))
+    assert rectified.amax("entropy") == pytest.approx(ranges["entropy"], rel=0.1)
     uniform = Histogram()
     uniform.add(rng.uniform(0, 1, 100_000))
     for method in METHODS:
@@ -159,6 +163,10 @@ def test_calibrations_are_data(plain, calibration, exported, images, tmp_path):
     for text in ("", "[]", "{}", calibration.to_json().replace('"format": 1', '"format": 9')):
         with pytest.raises(QuantizationError, match="calibrat"):
             Calibration.from_json(text)
+    name, value = next(iter(calibration.ranges.items()))
+    broken = replace(calibration, ranges={**calibration.ranges, name: -value})
+    with pytest.raises(QuantizationError, match="finite ranges"):
+        Calibration.from_json(broken.to_json())
     other = onnx.ModelProto()
     other.CopyFrom(plain)
     weight = next(v for v in other.graph.initializer if v.name == "backbone.conv1.weight")

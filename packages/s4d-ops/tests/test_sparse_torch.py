@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from sparse_cases import random_sites
+import sparse_cases
 
 from s4d_ops import InvalidInputError, sparse
 
@@ -15,11 +15,8 @@ ONES = (1, 1, 1)
 
 
 def make(seed=0, shape=(6, 7, 8), batch=2, count=120, cin=5, cout=6, kernel=(3, 3, 3)):
-    rng = np.random.default_rng(seed)
-    sites = torch.from_numpy(random_sites(rng, shape, batch, count))
-    features = torch.from_numpy(rng.standard_normal((len(sites), cin)))
-    weight = torch.from_numpy(rng.standard_normal((cout, *kernel, cin)))
-    return sites, features, weight
+    _, *arrays = sparse_cases.make(seed, shape, batch, count, cin, cout, kernel)
+    return tuple(torch.from_numpy(array) for array in arrays)
 
 
 @pytest.mark.parametrize(
