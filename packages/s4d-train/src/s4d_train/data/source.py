@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from s4d_train.errors import DataError, MissingTableError
+from s4d_train.processes import in_processes
 
 __all__ = ["TABLES", "Columns", "read_tables"]
 
@@ -167,11 +167,7 @@ def read_tables(folder: Path, workers: int) -> Iterator[tuple[str, Columns, str]
                 f"expected the table {folder / name}.json, found no such file; "
                 "the data set is not complete"
             )
-    if workers <= 1:
-        yield from map(_read, tasks)
-        return
     try:
-        with multiprocessing.get_context("spawn").Pool(min(workers, 3)) as pool:
-            yield from pool.imap_unordered(_read, tasks)
+        yield from in_processes(_read, tasks, min(workers, 3))
     except MemoryError:
         raise DataError("the tables do not fit in memory; convert with --workers 1") from None

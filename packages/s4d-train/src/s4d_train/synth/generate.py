@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..processes import in_processes
 from .config import SynthConfig, SynthError
 from .frames import CHUNK, FrameReport, render_part, stamp_of
 from .records import tabulate, write_tables
@@ -65,8 +65,4 @@ def generate(
 
 def _run(tasks: list[Any], workers: int | None) -> Iterator[tuple[str, list[FrameReport]]]:
     count = min(workers or os.cpu_count() or 1, len(tasks))
-    if count <= 1:
-        yield from map(render_part, tasks)
-        return
-    with multiprocessing.get_context("spawn").Pool(count) as pool:
-        yield from pool.imap_unordered(render_part, tasks)
+    return in_processes(render_part, tasks, count)
