@@ -99,6 +99,25 @@ def assert_same(found: list, wanted: list, tolerance: float = 1e-3) -> None:
         assert torch.equal(got.track_ids, want.track_ids)
 
 
+def assert_near(found: list, wanted: list, moved: list) -> None:
+    """As `assert_same`, and four times what a rounding of the images moves."""
+    for got, want, other in zip(found, wanted, moved, strict=True):
+        for one in (got, other):
+            assert torch.equal(one.labels, want.labels)
+            assert torch.equal(one.track_ids, want.track_ids)
+        for field, limit in (("scores", 1e-4), ("class_scores", 1e-4), ("boxes", 1e-3)):
+            a, b, c = (getattr(x, field) for x in (got, want, other))
+            drift = float((c - b).abs().max()) if len(b) else 0.0
+            relative = limit if field == "boxes" else 0.0
+            torch.testing.assert_close(a, b, rtol=relative, atol=limit + 4 * drift)
+
+
+def nudged(frames: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+    """The frames with images that differ by about one rounding."""
+    random = torch.Generator().manual_seed(0)
+    return [(x * (1 + 6e-8 * torch.randn(x.shape, generator=random)), *y) for x, *y in frames]
+
+
 @torch.no_grad()
 def test_frames_gap_and_reset_equal_the_model() -> None:
     built, fast = model(), compiled(2, "fp32")
