@@ -90,22 +90,15 @@ def wh(count: int = 2) -> Tensor:
     return torch.tensor([SIZE[1], SIZE[0]]).float().expand(count, 6, 2)
 
 
-def assert_same(found: list, wanted: list, tolerance: float = 1e-3) -> None:
-    for got, want in zip(found, wanted, strict=True):
-        torch.testing.assert_close(got.scores, want.scores, rtol=0, atol=1e-4)
-        torch.testing.assert_close(got.class_scores, want.class_scores, rtol=0, atol=1e-4)
-        torch.testing.assert_close(got.boxes, want.boxes, rtol=tolerance, atol=tolerance)
-        assert torch.equal(got.labels, want.labels)
-        assert torch.equal(got.track_ids, want.track_ids)
-
-
-def assert_near(found: list, wanted: list, moved: list) -> None:
-    """As `assert_same`, and four times what a rounding of the images moves."""
-    for got, want, other in zip(found, wanted, moved, strict=True):
+def assert_same(
+    found: list, wanted: list, tolerance: float = 1e-3, moved: list | None = None
+) -> None:
+    """Equal but for rounding; `moved`: and for four times what a rounding of the images moves."""
+    for got, want, other in zip(found, wanted, moved or wanted, strict=True):
         for one in (got, other):
             assert torch.equal(one.labels, want.labels)
             assert torch.equal(one.track_ids, want.track_ids)
-        for field, limit in (("scores", 1e-4), ("class_scores", 1e-4), ("boxes", 1e-3)):
+        for field, limit in (("scores", 1e-4), ("class_scores", 1e-4), ("boxes", tolerance)):
             a, b, c = (getattr(x, field) for x in (got, want, other))
             drift = float((c - b).abs().max()) if len(b) else 0.0
             relative = limit if field == "boxes" else 0.0

@@ -10,7 +10,6 @@ from test_inference import (
     RAW,
     Drive,
     answers,
-    assert_near,
     assert_same,
     family_member,
     model,
@@ -89,7 +88,7 @@ def test_every_model_equals_the_model(name: str) -> None:
         fast = compile_inference(built, batch_size=2, precision=precision)
         found = [fast(*frame) for frame in frames]
         for got, want, other in zip(found[fast.delay :], wanted, moved, strict=True):
-            assert_near(got, want, other)
+            assert_same(got, want, moved=other)
     half = compile_inference(built, batch_size=2, precision="fp16")
     for frame in frames[: 1 + half.delay]:
         half(*frame)

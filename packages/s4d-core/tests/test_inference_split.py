@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from test_inference import FAMILY, Drive, answers, assert_near, family_member, nudged
+from test_inference import FAMILY, Drive, answers, assert_same, family_member, nudged
 from torch import Tensor, nn
 
 pytestmark = pytest.mark.usefixtures("any_op")
@@ -56,4 +56,4 @@ def test_split_layers_take_the_place_of_the_plain_ones(name: str, split_layers: 
     found, wanted = answers(split, frames), answers(built, frames)
     moved = answers(built, nudged(frames))
     for got, want, other in zip(found, wanted, moved, strict=True):
-        assert_near(got, want, other)
+        assert_same(got, want, moved=other)
