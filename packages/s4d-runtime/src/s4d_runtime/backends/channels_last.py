@@ -7,11 +7,12 @@ result does too, and a Transpose stands only where another node reads it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from .consumers import Consumers
 from .onnx_edit import Attribute, EditableModel, Node
 
 __all__ = ["ChannelsLastRewriter", "Size"]
@@ -27,6 +28,14 @@ class Size(NamedTuple):
     w: int
     c: int
 
+    def windowed(
+        self, kernel: Sequence[int], strides: Sequence[int], pads: Sequence[int], channels: int
+    ) -> Size:
+        """What a window of this many rows and columns makes; pads: top, left, bottom, right."""
+        h = (self.h + pads[0] + pads[2] - kernel[0]) // strides[0] + 1
+        w = (self.w + pads[1] + pads[3] - kernel[1]) // strides[1] + 1
+        return Size(self.n, h, w, channels)
+
 
 class ChannelsLastRewriter:
     """Goes through the nodes in order and builds the new list.
@@ -37,7 +46,7 @@ class ChannelsLastRewriter:
 
     def __init__(self, graph: EditableModel) -> None:
         self.graph = graph
-        self.consumers = graph.consumers()
+        self.consumers = Consumers(graph)
         self.producers = {name: node for node in graph.nodes for name in node.outputs}
         self.nodes: list[Node] = []
         self.absorbed: set[Node] = set()
@@ -98,12 +107,6 @@ class ChannelsLastRewriter:
         """Make ``form``, the channels-last form, of what the graph turned itself, if it did."""
         return False
 
-    def _only_consumer(self, name: str, op_type: str) -> Node | None:
-        users = self.consumers.get(name, [])
-        if name in self.graph.outputs or len(users) != 1 or users[0].op_type != op_type:
-            return None
-        return users[0]
-
     def _max_pool(self, node: Node) -> bool:
         """Left to ONNX Runtime, which turns it itself once it knows the shape."""
         size = self.sizes.get(node.inputs[0])
@@ -114,9 +117,7 @@ class ChannelsLastRewriter:
         if not (isinstance(kernel, list) and isinstance(strides, list)):
             return False
         edge = pads if isinstance(pads, list) else [0] * 4
-        h = (size.h + edge[0] + edge[2] - kernel[0]) // strides[0] + 1
-        w = (size.w + edge[1] + edge[3] - kernel[1]) // strides[1] + 1
-        self.sizes[node.outputs[0]] = Size(size.n, h, w, size.c)
+        self.sizes[node.outputs[0]] = size.windowed(kernel, strides, edge, size.c)
         return False
 
     def _resize(self, node: Node) -> bool:
@@ -165,7 +166,7 @@ class ChannelsLastRewriter:
         """Reshape to (n, c, pixels) and Transpose to (n, pixels, c): channels last, one Reshape."""
         source = node.inputs[0]
         size = self.sizes.get(source)
-        turn = self._only_consumer(node.outputs[0], "Transpose")
+        turn = self.consumers.only(node.outputs[0], "Transpose")
         shape = self.graph.array(node.inputs[1])
         if source not in self.last or size is None or turn is None or shape is None:
             return False

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .consumers import Consumers
 from .onnx_edit import Attribute, EditableModel, Node
 
 __all__ = ["DOMAIN", "fuse_chains"]
@@ -110,7 +111,7 @@ def _node(
 class _Finder:
     def __init__(self, graph: EditableModel) -> None:
         self.graph = graph
-        self.consumers = graph.consumers()
+        self.consumers = Consumers(graph)
         self.producers = {name: node for node in graph.nodes for name in node.outputs}
         self.constants = {"", *graph.initializers}  # what ONNX Runtime computes once, by itself
         for node in graph.nodes:
@@ -129,19 +130,13 @@ class _Finder:
             while following is not None and len(chain.layers) < LAYERS:
                 if not self._extend(chain, following):
                     break
-                following = self._only(chain.output, "MatMul")
+                following = self.consumers.only(chain.output, "MatMul")
                 if following is not None and following.inputs[0] != chain.output:
                     break
             used.update(chain.nodes)
             if any(layer.norm for layer in chain.layers):
                 found[chain.output] = chain
         return found
-
-    def _only(self, name: str, op_type: str) -> Node | None:
-        users = self.consumers.get(name, [])
-        if name in self.graph.outputs or len(users) != 1 or users[0].op_type != op_type:
-            return None
-        return users[0] if users[0].domain == "" else None
 
     def _vector(self, name: str, size: int) -> NDArray[Any] | None:
         array = self.graph.array(name)
@@ -156,7 +151,7 @@ class _Finder:
         rows, columns = weight.shape
         if max(rows, columns) > WIDEST:
             return False
-        add = self._only(node.outputs[0], "Add")
+        add = self.consumers.only(node.outputs[0], "Add")
         if add is None:
             return False
         offset = next(name for name in add.inputs if name != node.outputs[0])
@@ -165,11 +160,11 @@ class _Finder:
             return False
         layer = Layer(f"{node.inputs[1]},{offset}", weight, bias, False, None)
         nodes = [node, add]
-        relu = self._only(add.outputs[0], "Relu")
+        relu = self.consumers.only(add.outputs[0], "Relu")
         if relu is not None:
             layer.relu = True
             nodes.append(relu)
-        norm = self._only(nodes[-1].outputs[0], "LayerNormalization")
+        norm = self.consumers.only(nodes[-1].outputs[0], "LayerNormalization")
         if norm is not None and norm.inputs[0] == nodes[-1].outputs[0]:
             gain, shift = (self._vector(name, columns) for name in [*norm.inputs[1:], "", ""][:2])
             epsilon = norm.attributes.get("epsilon", 1e-5)
@@ -195,7 +190,7 @@ class _Finder:
         known = [part for part in parts if part is not None]
         if len(known) != len(parts) or len({part.epsilon for part in known}) != 1:
             return None
-        if any(self._only(part.output, "Concat") is None for part in known):
+        if any(self.consumers.only(part.output, "Concat") is None for part in known):
             return None
         slices = [self.producers.get(part.source) for part in known]
         found = [s for s in slices if s is not None and self.first_column(s) >= 0]

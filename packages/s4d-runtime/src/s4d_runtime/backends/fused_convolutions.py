@@ -91,7 +91,7 @@ class ConvolutionRewriter(ChannelsLastRewriter):
         plan = self._plan(node)
         if plan is None:
             return False
-        add = self._only_consumer(node.outputs[0], "Add")
+        add = self.consumers.only(node.outputs[0], "Add")
         if add is None:
             self._place(plan, node.outputs[0], None)
         else:  # it waits for the other operand
@@ -126,13 +126,12 @@ class ConvolutionRewriter(ChannelsLastRewriter):
         fits = k % ALIGN == 0 and (c % ALIGN == 0 or c < ALIGN)
         if size is None or values is None or bias is None or size.c != c or not fits:
             return None
-        h = (size.h + 2 * pads[0] - r) // strides[0] + 1
-        w = (size.w + 2 * pads[1] - s) // strides[1] + 1
         wide = np.zeros((k, r, s, max(c, ALIGN)), self.dtype)
         wide[..., :c] = values.transpose(0, 2, 3, 1)
         inputs = [self._aligned(source, c), *self._constants(node, wide, bias)]
         numbers = dict(stride_h=strides[0], stride_w=strides[1], pad_h=pads[0], pad_w=pads[1])
-        return Plan(inputs, numbers | self._window(r, s), Size(size.n, h, w, k))
+        result = size.windowed((r, s), strides, pads, k)
+        return Plan(inputs, numbers | self._window(r, s), result)
 
     def _picture_size(self, name: str) -> Size | None:
         """Of what the first convolution reads: said by a Reshape, or that of the input ``images``.
@@ -164,7 +163,7 @@ class ConvolutionRewriter(ChannelsLastRewriter):
 
     def _place(self, plan: Plan, output: str, residual: str | None) -> None:
         """Emit a convolution, with the ReLU that follows."""
-        relu = self._only_consumer(output, "Relu")
+        relu = self.consumers.only(output, "Relu")
         if relu is not None:
             output = relu.outputs[0]
             self.absorbed.add(relu)

@@ -126,14 +126,6 @@ class EditableModel:
                 kept = _message(number, bytes(value)) if not isinstance(value, int) else b""
                 self._kept.append(kept)
 
-    def consumers(self) -> dict[str, list[Node]]:
-        """The nodes that read each tensor, once for every time they do."""
-        found: dict[str, list[Node]] = {}
-        for node in self.nodes:
-            for name in node.inputs:
-                found.setdefault(name, []).append(node)
-        return found
-
     def array(self, name: str) -> NDArray[Any] | None:
         """A constant's values, or None where there is no such constant."""
         tensor = self.initializers.get(name)

@@ -9,6 +9,7 @@ before, so the results have the same bits. The artifact stays as it is.
 from __future__ import annotations
 
 from ..errors import OnnxFileError
+from .consumers import Consumers
 from .onnx_edit import EditableModel, Node
 
 __all__ = ["turn_pictures_first"]
@@ -56,7 +57,7 @@ def _turn(graph: EditableModel) -> bool:
 
 def _way(graph: EditableModel) -> list[Node] | None:
     """From the pictures to their Transpose, if nothing else reads what lies between."""
-    consumers = graph.consumers()
+    consumers = Consumers(graph)
     way: list[Node] = []
     name = PICTURES
     while not way or way[-1].op_type != "Transpose":

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .channels_last import Size
+from .consumers import Consumers
 from .fused_convolutions import ALIGN, DOMAIN, ConvolutionRewriter
 from .onnx_edit import EditableModel, Node
 
@@ -106,13 +106,11 @@ class _SplitRewriter(ConvolutionRewriter):
             or size.c % ALIGN
         ):
             return super()._max_pool(node)
-        h = (size.h + 2 * pads[0] - kernel[0]) // strides[0] + 1
-        w = (size.w + 2 * pads[1] - kernel[1]) // strides[1] + 1
         self._emit(
             "SplitMaxPool",
             [self.last[source]],
             node.outputs[0],
-            Size(size.n, h, w, size.c),
+            size.windowed(kernel, strides, pads, size.c),
             stride_h=strides[0],
             stride_w=strides[1],
             pad_h=pads[0],
@@ -125,7 +123,7 @@ class _SplitRewriter(ConvolutionRewriter):
 
 def _split_tensors(graph: EditableModel) -> None:
     """Decide which tensors are split, tell their producers, and split the others where needed."""
-    consumers = graph.consumers()
+    consumers = Consumers(graph)
 
     def only_split_readers(name: str) -> bool:
         return name not in graph.outputs and all(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .consumers import Consumers
 from .fused_convolutions import ALIGN, DOMAIN
 from .onnx_edit import EditableModel, Node
 from .split_convolutions import split_weight
@@ -19,17 +20,11 @@ NARROWEST = 32  # inputs and outputs: below, ONNX Runtime's own products are as 
 
 def split_linear_layers(graph: EditableModel) -> int:
     """Rewrite the graph in place; returns the number of layers."""
-    consumers = graph.consumers()
+    consumers = Consumers(graph)
     constants = {"", *graph.initializers}  # what ONNX Runtime computes once, by itself
     absorbed: set[Node] = set()
     nodes: list[Node] = []
     count = 0
-
-    def follower(name: str, op_type: str) -> Node | None:
-        users = consumers.get(name, [])
-        if name in graph.outputs or len(users) != 1 or users[0].op_type != op_type:
-            return None
-        return users[0] if users[0].domain == "" else None
 
     for node in graph.nodes:
         if node in absorbed:
@@ -41,14 +36,14 @@ def split_linear_layers(graph: EditableModel) -> int:
             if weight is not None and weight.dtype == np.float32 and _fits(weight.shape):
                 output, name = node.outputs[0], node.inputs[1]
                 bias = np.zeros(weight.shape[1], np.float32)
-                add = follower(output, "Add")
+                add = consumers.only(output, "Add")
                 if add is not None:
                     other = next((x for x in add.inputs if x != output), "")
                     values = graph.array(other)
                     if values is not None and values.shape == bias.shape:
                         bias, name, output = values, f"{name},{other}", add.outputs[0]
                         absorbed.add(add)
-                relu = follower(output, "Relu")
+                relu = consumers.only(output, "Relu")
                 if relu is not None:
                     output = relu.outputs[0]
                     absorbed.add(relu)
